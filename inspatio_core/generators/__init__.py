@@ -1,0 +1,1 @@
+"""What turns anchors and reference frames into frames."""

@@ -1,0 +1,1 @@
+"""Cameras, motion, trajectories, playhead, splat, fill and the point map: pure functions, no networks."""

@@ -1,0 +1,21 @@
+"""Mask video to mask latents."""
+
+import torch
+
+from inspatio_core.latents import mask_latent
+
+from .harness import Case, Tolerance, parametrize
+
+
+@parametrize("mask_latent")
+def test_mask_latent(case: Case) -> None:
+    numbers = [name.removeprefix("in.mask.") for name in case.tensors if name.startswith("in.mask.")]
+    assert numbers
+    for number in numbers:
+        mask = case.tensors[f"in.mask.{number}"]
+        case.check(f"out.mask_latent.{number}", mask_latent(mask))
+        if f"out.mask_latent_bf16.{number}" in case.tensors:
+            half = mask_latent(mask.to(torch.bfloat16))
+            assert half.dtype == torch.bfloat16
+            # One unit in the last place of bfloat16 at 1 (2**-8): the order of the four additions is not defined.
+            case.check(f"out.mask_latent_bf16.{number}", half, tolerance=Tolerance(2**-8, 0.0))

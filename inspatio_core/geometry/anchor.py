@@ -1,0 +1,84 @@
+"""The anchor: what geometry knows of a target view before any generator is asked.
+
+Reference frame -> splat -> memory (the slot's point map, only where the splat knows nothing) -> fill.
+One call serves any number of views; views do not influence each other, so a block at a time gives the same
+bytes as a whole clip at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inspatio_core.geometry.camera import invert_pose
+from inspatio_core.geometry.fill import fill
+from inspatio_core.geometry.point_map import PointMap
+from inspatio_core.geometry.splat import splat
+
+
+@dataclass
+class Anchor:
+    """The explicit spatial constraint for N target views of size (h, w).
+
+    Attributes:
+        rgb: uint8 [N, h, w, 3], warped reference plus memory; 0 where unknown.
+        depth: float32 [N, h, w], z in metres; 0 where unknown.
+        known: bool [N, h, w], true where the reference or the memory covers the pixel.
+        memory: bool [N, h, w], true where only the memory covers it (a subset of ``known``).
+        filled_rgb: uint8 [N, h, w, 3], ``rgb`` with every hole closed from its background side.
+        filled_depth: float32 [N, h, w], ``depth`` closed likewise; everywhere > 0.
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    known: Tensor
+    memory: Tensor
+    filled_rgb: Tensor
+    filled_depth: Tensor
+
+
+def build_anchor(
+    rgb: Tensor,
+    depth: Tensor,
+    K_source: Tensor,
+    source_pose: Tensor,
+    K_target: Tensor,
+    target_pose: Tensor,
+    size: tuple[int, int],
+    default_depth: Tensor,
+    maps: Sequence[PointMap | None] | None = None,
+) -> Anchor:
+    """Warp N reference frames to N target cameras, complete them from memory, then fill.
+
+    Args:
+        rgb: uint8 [N, H, W, 3] reference frames.
+        depth: float32 [N, H, W], z in metres, > 0.
+        K_source: float64 [N, 3, 3] intrinsics of the reference frames, pixels.
+        source_pose: float64 [N, 4, 4] ``world_from_camera`` of the reference frames.
+        K_target: float64 [N, 3, 3] intrinsics of the target views.
+        target_pose: float64 [N, 4, 4] ``world_from_camera`` of the target views.
+        size: (h, w) of the target views.
+        default_depth: float64 [N], metres, for a view of which nothing at all is known.
+        maps: the point map that serves each view, or None for no memory.
+
+    Returns:
+        An ``Anchor`` on the device of ``rgb``.
+    """
+    warped = splat(rgb, depth, K_source, K_target, invert_pose(target_pose) @ source_pose, size)
+    out_rgb, out_depth, known = warped
+    memory = torch.zeros_like(known)
+    if maps is not None:
+        for view, point_map in enumerate(maps):
+            if point_map is None or len(point_map) == 0 or bool(known[view].all()):
+                continue
+            seen = point_map.render(K_target[view], target_pose[view], size)
+            new = seen.known.to(known.device) & ~known[view]
+            memory[view] = new
+            out_rgb[view] = torch.where(new[..., None], seen.rgb.to(rgb.device), out_rgb[view])
+            out_depth[view] = torch.where(new, seen.depth.to(rgb.device), out_depth[view])
+        known = known | memory
+    filled_rgb, filled_depth = fill(out_rgb, out_depth, known, default_depth)
+    return Anchor(out_rgb, out_depth, known, memory, filled_rgb, filled_depth)

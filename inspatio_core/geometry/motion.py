@@ -266,28 +266,27 @@ def block_poses(current: Tensor, motions: Sequence[Motion], frames: int, dt: flo
         if motion.kind == "path" and motion.poses.shape[0] != frames:
             raise InputError(f"path: slot {slot} has {motion.poses.shape[0]} poses for a block of {frames} frames")
     current = current.to(torch.float64)
-    rates = torch.zeros(len(motions), 6, dtype=torch.float64)
+    by_kind: dict[str, list[int]] = {}
     for slot, motion in enumerate(motions):
-        if motion.kind == "twist":
-            rates[slot] = motion.twist
+        by_kind.setdefault(motion.kind, []).append(slot)
+    rates = torch.zeros(len(motions), 6, dtype=torch.float64, device=current.device)
+    for slot in by_kind.get("twist", ()):
+        rates[slot] = motions[slot].twist
+    targets = by_kind.get("target")
+    if targets:
+        goals = torch.stack([motions[slot].pose for slot in targets]).to(current.device)
+        rates[targets] = se3_log(invert_pose(current[targets]) @ goals) / (frames * dt)
     poses, applied = block_poses_twist(current, rates, frames, dt)
 
-    for slot, motion in enumerate(motions):
-        if motion.kind == "hold":
-            poses[slot] = current[slot]  # the product with exp(0) might turn -0.0 into 0.0
-        elif motion.kind == "teleport":
-            poses[slot] = motion.pose.to(current.device)
-        elif motion.kind == "path":
-            poses[slot] = motion.poses.to(current.device)
-    targets = [slot for slot, motion in enumerate(motions) if motion.kind == "target"]
     if targets:
-        goal = torch.stack([motions[slot].pose for slot in targets]).to(current.device)
-        xi = se3_log(invert_pose(current[targets]) @ goal)
-        reached, twists = _block_poses_twist_torch(current[targets], xi / (frames * dt), frames, dt)
-        reached[:, -1] = goal
-        poses[targets], applied[targets] = reached, twists
-    paths = [slot for slot, motion in enumerate(motions) if motion.kind == "path"]
+        poses[targets, -1] = goals
+    for slot in by_kind.get("hold", ()):
+        poses[slot] = current[slot]  # the product with exp(0) might turn -0.0 into 0.0
+    for slot in by_kind.get("teleport", ()):
+        poses[slot] = motions[slot].pose.to(current.device)
+    paths = by_kind.get("path")
     if paths:
+        poses[paths] = torch.stack([motions[slot].poses for slot in paths]).to(current.device)
         before = torch.cat([current[paths, None], poses[paths, :-1]], 1)
         applied[paths] = se3_log(invert_pose(before) @ poses[paths]) / dt
     return poses, applied

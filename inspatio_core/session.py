@@ -130,7 +130,9 @@ class Session:
             motions = [m or Motion.hold() for m in self._per_slot(motion, Motion, "motions")]
             for m in motions:
                 if m.kind == "path" and len(m.poses) != frames:
-                    raise InputError(f"motion: a path needs one pose for each of the block's {frames} frames, got {len(m.poses)}")
+                    raise InputError(
+                        f"motion: a path needs one pose for each of the block's {frames} frames, got {len(m.poses)}"
+                    )
         return self._advance(list(range(self.batch)), frames, motions, commands)
 
     def _per_slot(self, value, kind: type, what: str) -> list:
@@ -148,7 +150,9 @@ class Session:
         block = self._show(slots, indices, source, poses, twists)
         for row, slot in enumerate(slots):
             self.world_from_camera[slot] = poses[row, -1]
-            self._rig[slot] = invert_pose(source[row, -1]) @ poses[row, -1] if self.world.relative_to_source else poses[row, -1]
+            self._rig[slot] = (
+                invert_pose(source[row, -1]) @ poses[row, -1] if self.world.relative_to_source else poses[row, -1]
+            )
         self.frames_shown[slots] += frames
         self.blocks[slots] += 1
         return block
@@ -176,7 +180,11 @@ class Session:
             return block_poses(start, motions, frames, dt)
         if self.world.relative_to_source:
             poses = source @ poses
-            absolute = [] if isinstance(motions, Tensor) else [r for r, m in enumerate(motions) if m.kind in ("path", "teleport")]
+            absolute = (
+                []
+                if isinstance(motions, Tensor)
+                else [r for r, m in enumerate(motions) if m.kind in ("path", "teleport")]
+            )
             for row in absolute:
                 poses[row] = motions[row].poses if motions[row].kind == "path" else motions[row].pose
             before = torch.cat([self.world_from_camera[slots][:, None], poses[:, :-1]], 1)
@@ -291,7 +299,9 @@ class Session:
         Raises:
             InputError: an unknown slot, or a number of values that does not fit.
         """
-        slots = list(range(self.batch)) if slots is None else [slots] if isinstance(slots, int) else [int(s) for s in slots]
+        slots = (
+            list(range(self.batch)) if slots is None else [slots] if isinstance(slots, int) else [int(s) for s in slots]
+        )
         if len(set(slots)) != len(slots) or any(not 0 <= s < self.batch for s in slots):
             raise InputError(f"slots: {slots} are not distinct slots of 0..{self.batch - 1}")
 
@@ -335,7 +345,9 @@ class Session:
         block = self._show(slots, indices, source, poses, torch.zeros(len(slots), frames, 6, dtype=torch.float64))
         for row, slot in enumerate(slots):
             self.world_from_camera[slot] = poses[row, -1]
-            self._rig[slot] = invert_pose(source[row, -1]) @ poses[row, -1] if self.world.relative_to_source else poses[row, -1]
+            self._rig[slot] = (
+                invert_pose(source[row, -1]) @ poses[row, -1] if self.world.relative_to_source else poses[row, -1]
+            )
         self.frames_shown[slots] += frames
         self.blocks[slots] += 1
         return block

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inspatio_core.errors import InputError
 from inspatio_core.generators import Generator, make_generator
-from inspatio_core.reference import Reference, open_reference
+from inspatio_core.reference import Reference
 from inspatio_core.session import Block, Session
 
 __all__ = ["Block", "Session", "World", "choose_device"]
@@ -30,6 +30,16 @@ def choose_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: '{device}' is not here ({torch.cuda.device_count()} CUDA devices); use device=cpu")
     return chosen
+
+
+def _opened(reference: Reference | str | Path) -> Reference:
+    if isinstance(reference, Reference):
+        return reference
+    from inspatio_core.reference import (
+        open_reference,
+    )  # brings in video decoders, which in-memory references do not need
+
+    return open_reference(reference)
 
 
 class World:
@@ -77,12 +87,14 @@ class World:
         if map_limit < 1:
             raise InputError(f"map_limit: {map_limit} is not a number of points")
         self.device = choose_device(device)
-        self.generator = generator if not isinstance(generator, str) else make_generator(
-            generator, latents_per_block=latents_per_block
+        self.generator = (
+            generator
+            if not isinstance(generator, str)
+            else make_generator(generator, latents_per_block=latents_per_block)
         )
         if isinstance(references, (Reference, str, Path)):
             references = [references]
-        opened = [r if isinstance(r, Reference) else open_reference(r) for r in references or []]
+        opened = [_opened(r) for r in references or []]
         if size == "auto":
             upright = bool(opened) and opened[0].size[0] > opened[0].size[1]
             size = (832, 480) if upright else (480, 832)
@@ -101,8 +113,7 @@ class World:
 
     def fitted(self, reference: Reference | str | Path) -> Reference:
         """``reference`` opened, and seen at the world's size; the same object each time it is asked for."""
-        if not isinstance(reference, Reference):
-            reference = open_reference(reference)
+        reference = _opened(reference)
         if reference.size == self.size:
             return reference
         if id(reference) not in self._fitted:

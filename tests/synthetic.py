@@ -19,7 +19,7 @@ def _texture(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
 def make_reference(frames: int = 24, size=(48, 64), seed: int = 0, travel: float = 1.0, fps: float = 24.0) -> Reference:
     """A wall at 4 m, a panel crossing at 2 m, the camera sliding ``travel`` metres sideways and turning a little."""
     h, w = size
-    K = torch.as_tensor(intrinsics_from_fov(70.0, size), dtype=torch.float64)
+    K = intrinsics_from_fov(size, 70.0)
     k = K.numpy()
     v, u = np.mgrid[:h, :w].astype(np.float64)
     rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1)

@@ -83,15 +83,19 @@ class ArraySource:
 
     @property
     def has_moving(self) -> bool:
+        """Whether there are masks."""
         return self.moving_frames is not None
 
     def rgb(self, index: int) -> np.ndarray:
+        """uint8 [H,W,3]."""
         return self.rgb_frames[index]
 
     def depth(self, index: int) -> np.ndarray:
+        """float32 [H,W] in scene units."""
         return self.depth_frames[index]
 
     def moving(self, index: int) -> np.ndarray:
+        """bool [H,W], True where something moves."""
         return self.moving_frames[index]
 
 

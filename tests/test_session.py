@@ -88,7 +88,7 @@ class Oracle:
         self.blocks.append((indices, poses))
 
     def render(self, poses, memory=True):
-        """All blocks at once, at the session's own ``poses`` [T, 4, 4] (checked apart), so that bytes can be compared."""
+        """All blocks at once, at the session's own ``poses`` [T, 4, 4] (checked apart) to compare bytes."""
         r = self.reference
         indices = [i for block, _ in self.blocks for i in block]
         rgb, depth = torch.stack([r.rgb(i) for i in indices]), torch.stack([r.depth(i) for i in indices])

@@ -63,7 +63,7 @@ def without_ros(env: Mapping[str, str]) -> dict[str, str]:
         if name in clean:
             kept = [e for e in clean[name].split(":") if not any(e == p or e.startswith(p + "/") for p in prefixes)]
             clean[name] = ":".join(kept)
-    return {k: v for k, v in clean.items() if v or k not in ("LD_LIBRARY_PATH", "PYTHONPATH", "CMAKE_PREFIX_PATH")}
+    return {name: value for name, value in clean.items() if value}
 
 
 def source(script: Path, env: Mapping[str, str]) -> dict[str, str]:
@@ -129,11 +129,19 @@ def workspace_digest(env: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
+def without_workspace(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` without this checkout's workspace, should that be sourced: it must not become its own underlay."""
+    own = (str(WORKSPACE / "install"), str(WORKSPACE / "build"))
+    clean = dict(env)
+    for name in ("PATH", "AMENT_PREFIX_PATH", "COLCON_PREFIX_PATH", "LD_LIBRARY_PATH", "PYTHONPATH"):
+        if name in clean:
+            clean[name] = ":".join(entry for entry in clean[name].split(":") if not entry.startswith(own))
+    return {name: value for name, value in clean.items() if value}
+
+
 def build_workspace(env: Mapping[str, str]) -> bool:
     """Build both packages with `colcon build --symlink-install` unless nothing has changed since; whether it did."""
-    overlay = str(WORKSPACE / "install")
-    paths = {n: ":".join(p for p in env.get(n, "").split(":") if not p.startswith(overlay)) for n in env if "PATH" in n}
-    env = {**env, **paths}  # a workspace that is sourced must not become its own underlay
+    env = without_workspace(env)
     digest = workspace_digest(env)
     with lock("workspace"):
         if BUILD_STAMP.exists() and BUILD_STAMP.read_text() == digest:

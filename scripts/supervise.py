@@ -6,7 +6,8 @@ What is in the way otherwise, all of it measured:
   terminal goes to the whole foreground group, make included, so make would report an interrupt. Here this process
   takes the terminal's foreground for itself: make never sees the Ctrl-C, and ends with this process's exit code.
 * A signal sent to make alone shows in /proc only: make no longer catches what it caught before.
-* `ros2 launch` dies of SIGTERM at once and orphans its nodes; on SIGINT it ends them. So SIGINT is what it gets.
+* `ros2 launch` dies of SIGTERM at once and orphans its nodes. On SIGINT it waits for them, in the belief that a
+  terminal has signalled them too. So SIGINT is what all of them get.
 * Fast DDS leaves its shared memory behind when a process is killed.
 """
 
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 4.0  # seconds from the request to the kill: all is over within 5
+GRACE = 4.0  # seconds from the request to the kill, so that all is over within 5
 POLL = 0.1
 FAST_DDS = ("fastrtps_", "sem.fastrtps_", "fastdds_", "sem.fastdds_")
 
@@ -147,11 +148,14 @@ def collect_zombies() -> None:
         pass
 
 
-def supervise(command: Sequence[str | os.PathLike], env: Mapping[str, str] | None = None) -> int:
+def supervise(
+    command: Sequence[str | os.PathLike], env: Mapping[str, str] | None = None, grace: float = GRACE
+) -> int:
     """Run `command` in a session of its own until it ends or this process is told to stop.
 
-    Returns the command's exit code; 0 when it was stopped by SIGINT, SIGTERM or SIGHUP (to this process or to the
-    make above it) and ended by itself; 1 when it had to be killed. Nothing that it started outlives the call.
+    Returns the command's exit code (128 + n when signal n ended it); 0 when it was stopped by SIGINT, SIGTERM or
+    SIGHUP (to this process or to the make above it) and ended by itself; 1 when it had to be killed after `grace`
+    seconds. Nothing that it started outlives the call.
     """
     asked: list[int] = []
     for number in STOPPING:
@@ -173,14 +177,14 @@ def supervise(command: Sequence[str | os.PathLike], env: Mapping[str, str] | Non
             if time.monotonic() - looked > 2.0:
                 ours |= shared_memory(descendants(os.getpid()))
                 looked = time.monotonic()
-        code = 0 if asked else child.returncode
+        code = 0 if asked else child.returncode if child.returncode >= 0 else 128 - child.returncode
         ours |= shared_memory(descendants(os.getpid()))
-        send([child.pid] if child.poll() is None else descendants(os.getpid()), signal.SIGINT)
-        reap(child, time.monotonic() + GRACE)
+        send(descendants(os.getpid()), signal.SIGINT)
+        reap(child, time.monotonic() + grace)
         if left := descendants(os.getpid()):
             send(left, signal.SIGKILL)
             reap(child, time.monotonic() + 1.0)
-            print(f"{len(left)} processes did not end within {GRACE:.0f} s and were killed", file=sys.stderr)
+            print(f"{len(left)} processes did not end within {grace:g} s and were killed", file=sys.stderr)
             code = code or 1
         collect_zombies()
         for name in ours - shared_memory(list(processes())):

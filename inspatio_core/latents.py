@@ -43,9 +43,9 @@ def frame_counts(frames: int, latents_per_block: int = 3) -> FrameCounts:
 def mask_latent(mask: Tensor) -> Tensor:
     """Mask video [B,C,T,H,W] in [-1,1] (+1 known; channel 0 is read) -> [B,T',4,H/8,W/8], T' = (T+3)//4, same dtype.
 
-    A latent pixel is the mean of the central 2x2 pixels of its 8x8 cell: bilinear, half-pixel centres, no antialias. The
-    four channels of latent frame i are frames 4i-3 .. 4i, those of latent frame 0 are frame 0 four times; what does not
-    fill a group of four is dropped. H and W must be multiples of 8 (InputError).
+    A latent pixel is the mean of the central 2x2 pixels of its 8x8 cell: bilinear, half-pixel centres, no antialias.
+    The four channels of latent frame i are frames 4i-3 .. 4i, those of latent frame 0 are frame 0 four times; what does
+    not fill a group of four is dropped. H and W must be multiples of 8 (InputError).
     """
     if mask.dim() != 5 or mask.shape[2] < 1 or mask.shape[3] % 8 or mask.shape[4] % 8:
         raise InputError(f"mask: expected [B,C,T,H,W] with T >= 1 and H, W multiples of 8, got {tuple(mask.shape)}")

@@ -53,8 +53,10 @@ def invert_pose(T: Tensor) -> Tensor:
 
 
 def is_rigid(T: Tensor, tol: float = 1e-6) -> Tensor:
-    """Bool [..]: which of T [..,4,4] are finite proper rigid transforms, each entry of R R^T - 1 and of the last row within
-    `tol`."""
+    """Bool [..]: which of T [..,4,4] are finite, proper, rigid transforms.
+
+    tol: bound on every entry of R R^T - 1 and on the error of the last row.
+    """
     T = T.to(torch.float64)
     R = T[..., :3, :3]
     eye = torch.eye(4, dtype=T.dtype, device=T.device)
@@ -65,9 +67,9 @@ def is_rigid(T: Tensor, tol: float = 1e-6) -> Tensor:
 
 
 def nearest_rigid(T: Tensor) -> Tensor:
-    """Almost rigid transforms [..,4,4] (see `is_rigid`) with the rotation made orthonormal, the last row exact, in float64.
+    """Almost rigid transforms [..,4,4] with the rotation made orthonormal and the last row exact, float64.
 
-    Transforms that are already orthonormal to 1e-12 come back unchanged, bit for bit. Two Newton steps of the polar
+    Transforms that are already orthonormal to 1e-12 come back unchanged, bit for bit. Three Newton steps of the polar
     decomposition, which is exact to rounding for deviations up to `RIGID_TOLERANCE`.
     """
     T = T.to(torch.float64)
@@ -75,7 +77,7 @@ def nearest_rigid(T: Tensor) -> Tensor:
     eye = torch.eye(3, dtype=T.dtype, device=T.device)
     good = ((R @ R.transpose(-1, -2) - eye).abs() <= 1e-12).all(-1).all(-1)[..., None, None]
     S = R
-    for _ in range(2):
+    for _ in range(3):
         S = S @ (3.0 * eye - S.transpose(-1, -2) @ S) / 2.0
     out = T.clone()
     out[..., :3, :3] = torch.where(good, R, S)
@@ -92,7 +94,7 @@ def _entries(K: Tensor, like: Tensor, extra: int) -> tuple[Tensor, ...]:
 
 
 def unproject(depth: Tensor, K: Tensor) -> Tensor:
-    """Points [..,H,W,3] in camera axes of the pixels of depth [..,H,W], seen with K [..,3,3]. In the dtype of `depth`."""
+    """Points [..,H,W,3] in camera axes of the pixels of depth [..,H,W], seen with K [..,3,3]. Dtype of `depth`."""
     fx, fy, skew, cx, cy = _entries(K, depth, 2)
     height, width = depth.shape[-2:]
     v = torch.arange(height, dtype=depth.dtype, device=depth.device)[:, None]

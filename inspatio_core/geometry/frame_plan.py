@@ -1,14 +1,15 @@
 """Which source frames and which frames of a rendered path make up an offline clip.
 
-Freezing a frame, cutting to the shortest clip, and the *adaptive rule*, which wants a camera to turn between 0.3 and 0.8
-degrees per frame: a trajectory that turns by A degrees gets between A / 0.8 and A / 0.3 frames, and at least 121.
+Freezing a frame, cutting to the shortest clip, and the *adaptive rule*, which wants a camera to turn between 0.3 and
+0.8 degrees per frame: a clip that is too short for its trajectory is extended to A / 0.8 frames for A degrees, at least
+to 121, by playing the source back and forth; one that is too long is thinned to A / 0.3 frames.
 
-Two ways to give a trajectory more frames than the clip has:
+Both modes show the same source frames. They differ in the camera:
 
-* ``exact`` (default): the *trajectory* is sampled at the new number of frames and the source plays on, bouncing at its
-  ends. The camera moves slower, once along its path.
-* ``compatible``: the finished render is played back and forth together with the source. The camera moves as fast as
-  before and runs its path several times; this is what the released program does.
+* ``exact`` (default): the *trajectory* is sampled at the new number of frames. The camera moves slower or faster, once
+  along its path.
+* ``compatible``: frames of the finished render are repeated or left out together with the source. An extended clip
+  moves as fast as before and runs its path several times, back and forth; this is what the released program does.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ MIN_EXPANDED_FRAMES = 121
 
 
 class FramePlan(NamedTuple):
-    """Frame j of the clip shows source frame source_indices[j] seen from pose render_indices[j] of a trajectory sampled at
-    render_count poses. Both index tensors are int64 [n]."""
+    """Frame j of the clip shows source frame source_indices[j] seen from pose render_indices[j] of a trajectory sampled
+    at render_count poses. Both index tensors are int64 [n]."""
 
     source_indices: Tensor
     render_indices: Tensor
@@ -44,8 +45,8 @@ def total_angle(trajectory: Trajectory) -> float:
 
 
 def bounce(count: int, frames: int) -> Tensor:
-    """Indices int64 [frames] into a clip of `count` frames: 0, 1, .., count-1, count-2, .., 0, 1, .. where there are more
-    frames than the clip has, otherwise spread evenly over it, rounded down. A clip of one frame gives zeros."""
+    """Indices int64 [frames] into a clip of `count` frames: 0, 1, .., count-1, count-2, .., 0, 1, .. where more frames
+    are wanted than the clip has, else spread evenly over it, rounded down. A clip of one frame gives zeros."""
     if count < 1 or frames < 0:
         raise InputError(f"bounce: need a clip of at least 1 frame and frames >= 0, got {count} and {frames}")
     if frames <= count:
@@ -58,8 +59,8 @@ def bounce(count: int, frames: int) -> Tensor:
 
 
 def freeze(count: int, repeat: int, frame: int | None = None) -> Tensor:
-    """Indices int64 [count + repeat]: 0 .. count-1 with `frame` (default count // 2, else clamped into the clip) followed by
-    `repeat` copies of itself."""
+    """Indices int64 [count + repeat]: 0 .. count-1 with `frame` (default count // 2, else clamped into the clip)
+    followed by `repeat` copies of itself."""
     if count < 1 or repeat < 0:
         raise InputError(f"freeze: need a clip of at least 1 frame and repeat >= 0, got {count} and {repeat}")
     frame = count // 2 if frame is None else min(max(frame, 0), count - 1)
@@ -89,9 +90,9 @@ def plan_frames(
 ) -> FramePlan:
     """Frames of an offline clip.
 
-    source_count: frames of the source; those past 1000 are left out. render_count, mask_count: frames of a finished render
-    and its mask, if there is one (compatible mode only); default: as many as the source with its frozen frames. adaptive:
-    apply the adaptive rule. freeze_repeat: extra copies of freeze_frame (default: the middle).
+    source_count: frames of the source; those past 1000 are left out. render_count, mask_count: frames of a finished
+    render and its mask, if there is one (compatible mode only); default: as many as the source with its frozen frames.
+    adaptive: apply the adaptive rule. freeze_repeat: extra copies of freeze_frame (default: the middle).
 
     Returns a FramePlan. In compatible mode render_indices may repeat and run backwards; in exact mode they are
     0 .. n-1 and render_count = n: sample the trajectory at that number. Raises InputError for an empty clip.

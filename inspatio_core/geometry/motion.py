@@ -1,7 +1,7 @@
 """Motion: SE(3) integration of twists, targets and paths, block by block, vectorised over slots.
 
-A twist is float64 [6] = (vx, vy, vz, wx, wy, wz) in camera axes (OpenCV: x right, y down, z forward), m/s and rad/s, body
-frame: a constant twist over t seconds takes a pose T to T @ exp(t * twist), exactly.
+A twist is float64 [6] = (vx, vy, vz, wx, wy, wz) in camera axes (OpenCV: x right, y down, z forward), m/s and rad/s,
+body frame: a constant twist over t seconds takes a pose T to T @ exp(t * twist), exactly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _skew(w: Tensor) -> Tensor:
 
 
 def se3_exp(xi: Tensor) -> Tensor:
-    """Rigid transforms [..,4,4] float64 of the twists xi [..,6] = (v, w) taken for unit time. Closed form, any angle."""
+    """Rigid transforms [..,4,4] float64 of twists xi [..,6] = (v, w) taken for unit time. Closed form, any angle."""
     xi = xi.to(torch.float64)
     v, w = xi[..., :3], xi[..., 3:]
     xx = (w * w).sum(-1)
@@ -85,7 +85,7 @@ def rotation_from_quaternion(q: Tensor) -> Tensor:
 
 
 def se3_log(T: Tensor) -> Tensor:
-    """Twists [..,6] float64 with se3_exp(se3_log(T)) = T for rigid T [..,4,4]; angle in [0, pi], stable near 0 and pi."""
+    """Twists [..,6] float64 with se3_exp(se3_log(T)) = T for rigid T [..,4,4]. Angle in [0, pi], stable throughout."""
     T = T.to(torch.float64)
     q = quaternion_from_rotation(T[..., :3, :3])
     axis, length = q[..., 1:], q[..., 1:].norm(dim=-1)
@@ -113,7 +113,7 @@ def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 def _poses(value: Any, name: str, dims: int) -> Tensor:
-    """A private float64 copy of poses [4,4] (dims 2) or [F,4,4] (dims 3), made exactly rigid; InputError if far from it."""
+    """A float64 copy of poses [4,4] (dims 2) or [F,4,4] (dims 3), made exactly rigid; InputError if far from it."""
     try:
         T = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -133,8 +133,8 @@ def _poses(value: Any, name: str, dims: int) -> Tensor:
 class Motion:
     """What one slot's user asks of the camera for the next block. Immutable; made by the constructors below.
 
-    kind: "hold", "twist", "target", "path" or "teleport". twist: [6], pose: [4,4], poses: [F,4,4]; all float64 on the CPU,
-    each present only for its kinds. Poses that are rigid within 1e-3 are made exactly so; others raise InputError.
+    kind: "hold", "twist", "target", "path" or "teleport". twist: [6], pose: [4,4], poses: [F,4,4]; all float64 on the
+    CPU, each present only for its kinds. Poses that are rigid within 1e-3 are made exactly so; others raise InputError.
     """
 
     kind: Literal["hold", "twist", "target", "path", "teleport"]
@@ -181,7 +181,7 @@ _HOLD = Motion("hold")
 
 @njit(cache=True, nogil=True)
 def _integrate(current, twists, dt, poses, applied):
-    """poses[b,j] = current[b] @ exp(twists[b] * dt * (j+1)), slot by slot, so that slots cannot touch each other's bits."""
+    """poses[b,j] = current[b] @ exp(twists[b] * dt * (j+1)), one slot at a time: the bits of a slot are its own."""
     slots, frames = poses.shape[:2]
     for b in range(slots):
         for j in range(frames):
@@ -230,8 +230,8 @@ def block_poses_twist(current: Tensor, twists: Tensor, frames: int, dt: float) -
     """Poses of a block in which every slot moves at a constant twist: the path for many slots at high rates.
 
     current: [B,4,4] world_from_camera. twists: [B,6] body twists. frames: F >= 1. dt: seconds between frames.
-    Returns poses [B,F,4,4], where frame j is current @ exp(twist * dt * (j+1)), and the twists per frame [B,F,6]; float64
-    on the device of `current`. Raises InputError on wrong shapes and non-finite twists.
+    Returns poses [B,F,4,4], where frame j is current @ exp(twist * dt * (j+1)), and the twists per frame [B,F,6];
+    float64 on the device of `current`. Raises InputError on wrong shapes and non-finite twists.
     """
     _check_block(current, frames, dt)
     twists = twists.to(device=current.device, dtype=torch.float64)
@@ -255,9 +255,9 @@ def block_poses(current: Tensor, motions: Sequence[Motion], frames: int, dt: flo
     """Poses of a block in which every slot has its own Motion.
 
     current: [B,4,4] world_from_camera. motions: one per slot. frames: F >= 1. dt: seconds between frames.
-    Returns poses [B,F,4,4] and the body twists [B,F,6] applied between consecutive frames (the first from `current`; zero
-    for hold and teleport), float64. A target is met exactly at the last frame. Raises InputError where the number of
-    motions is not B or a path has not F poses.
+    Returns poses [B,F,4,4] and the body twists [B,F,6] applied between consecutive frames (the first from `current`;
+    zero for hold and teleport), float64. A target is met exactly at the last frame. Raises InputError where the number
+    of motions is not B or a path has not F poses.
     """
     _check_block(current, frames, dt)
     if len(motions) != current.shape[0]:

@@ -1,7 +1,8 @@
 """Camera paths from files: three-line trajectories, pose logs, smoothing, and where they put the target camera.
 
-A trajectory file has three lines of keyframes: pitch in degrees (positive: the camera orbits up), yaw in degrees (positive:
-left) and displacement. Keyframes are spread evenly over the clip, whatever their number. Further lines are ignored.
+A trajectory file has three lines of keyframes: pitch in degrees (positive: the camera orbits up), yaw in degrees
+(positive: left) and displacement. Keyframes are spread evenly over the clip, whatever their number. Further lines are
+ignored.
 
 Two modes:
 
@@ -52,7 +53,7 @@ class Curves(NamedTuple):
 
 
 def parse_trajectory(text: str, name: str = "trajectory") -> Trajectory:
-    """A Trajectory from the three lines of its file. InputError, naming `name` and the line, where they are not that."""
+    """A Trajectory from the three lines of its file. InputError naming `name` and the line where they are malformed."""
     lines = text.splitlines()
     curves = []
     for number, what in enumerate(("pitch", "yaw", "displacement"), 1):
@@ -116,8 +117,8 @@ def curves(
 ) -> Curves:
     """The curves of a trajectory at n >= 1 frames spread evenly over it, both ends included.
 
-    radius_scale, zoom_scale: factors on the displacement keyframes *before* they are interpolated (in compatible mode the
-    shape depends on them), for the orbit and for the zoom; zoom_scale defaults to radius_scale. pin_ends: give the
+    radius_scale, zoom_scale: factors on the displacement keyframes *before* they are interpolated (in compatible mode
+    the shape depends on them), for the orbit and for the zoom; zoom_scale defaults to radius_scale. pin_ends: give the
     displacement curves their first and last keyframe exactly (compatible mode; exact mode does so for all).
     """
     if n < 1:
@@ -144,15 +145,18 @@ def sample(
 ) -> Tensor:
     """Poses [n,4,4] float64 of a trajectory, relative to the start camera (OpenCV axes), at n frames.
 
-    The camera orbits the point (0, 0, r) in front of the start camera and looks at it, where r is the displacement. Where
-    pitch and yaw are zero throughout, it moves along its axis instead, by the displacement. The scales multiply the
-    displacement (1 = as in the file, metres); zoom_scale is used instead of radius_scale where yaw is zero throughout.
+    The camera orbits the point (0, 0, r) in front of the start camera and looks at it, where r is the displacement; a
+    negative r turns it about a point behind it, r = 0 on the spot. Where pitch and yaw are zero throughout, it moves
+    along its axis instead, by the displacement. The scales multiply the displacement (1 = as in the file, metres);
+    zoom_scale is used instead of radius_scale where yaw is zero throughout.
     """
     c = curves(trajectory, n, mode, radius_scale=radius_scale, zoom_scale=zoom_scale)
-    r = c.radius if c.yaw.any() else c.zoom
+    # What the curves are at the frames, not what the keyframes are, counts in compatible mode.
+    pitch, yaw = (c.pitch, c.yaw) if mode == "compatible" else (trajectory.pitch, trajectory.yaw)
+    r = c.radius if yaw.any() else c.zoom
     poses = np.zeros((n, 4, 4))
     poses[:, 3, 3] = 1.0
-    if not c.pitch.any() and not c.yaw.any():
+    if not pitch.any() and not yaw.any():
         poses[:, :3, :3] = np.eye(3)
         poses[:, 2, 3] = r
         return torch.from_numpy(poses)
@@ -192,14 +196,14 @@ def target_poses(
 ) -> Tensor:
     """Where the target camera is: world_from_camera [n,4,4] float64.
 
-    source_c2w: [n,4,4] world_from_camera of the source frame that each output frame shows, or [N >= 1] where not
-    relative_to_source. trajectory_poses: [n,4,4] from `sample`. relative_to_source: the path rides on the source camera;
-    otherwise it starts at the first source camera, and the source's own motion is undone. rotation_only: see
-    `without_translation`.
+    source_c2w: [n,4,4] world_from_camera of the source frame that each output frame shows, or of any number of frames
+    where not relative_to_source. trajectory_poses: [n,4,4] from `sample`. relative_to_source: the path rides on the
+    source camera; otherwise it starts at the first source camera, and the source's own motion is undone. rotation_only:
+    see `without_translation`.
 
-    The world is the frame of the first source camera C0: use `relative_to_first` for the source, too. compatible: as the
-    released program, which leaves the source where it is and puts C0^-1 before each trajectory pose; the same where
-    source_c2w[0] is the identity.
+    The world is the frame of the first source camera C0: use `relative_to_first` for the source, too. compatible: as
+    the released program, which leaves the source where it is and puts C0^-1 before each trajectory pose; both are the
+    same where source_c2w[0] is the identity.
     """
     source, path = source_c2w.to(torch.float64), trajectory_poses.to(torch.float64)
     if relative_to_source and len(source) != len(path):
@@ -212,11 +216,11 @@ def target_poses(
 
 
 def smooth_poses(c2w: Tensor, sigma: float = 2.0, compatible: bool = False) -> Tensor:
-    """Poses [N,4,4] float64 smoothed over time: Gaussian of `sigma` frames on quaternions and translations, reflected ends.
+    """Poses [N,4,4] float64 smoothed over time: Gaussian of `sigma` frames on quaternions and translations.
 
-    Signs of neighbouring quaternions are aligned first, so that cameras may turn as far as they like. compatible: without
-    that, as the released program, which flips where a camera turns far enough. The first pose moves a little: use
-    `relative_to_first` on the result.
+    Signs of neighbouring quaternions are aligned first, so that cameras may turn as far as they like. compatible:
+    without that, as the released program, which flips where a camera turns far enough. Ends are reflected; the first
+    pose moves a little: use `relative_to_first` on the result.
     """
     T = c2w.to(device="cpu", dtype=torch.float64)
     if compatible:
@@ -236,8 +240,8 @@ def smooth_poses(c2w: Tensor, sigma: float = 2.0, compatible: bool = False) -> T
 def load_poses(path: str | Path) -> Tensor:
     """World_from_camera poses [N,4,4] float64 (OpenCV axes) of a pose log, in the order of the file.
 
-    * text, one pose a row: 12 numbers (KITTI, 3x4 row by row), 16 numbers (4x4), or 8 numbers (TUM: stamp, x, y, z, qx, qy,
-      qz, qw; the stamps are not used). Empty rows and rows beginning with # are skipped;
+    * text, one pose a row: 12 numbers (KITTI, 3x4 row by row), 16 numbers (4x4), or 8 numbers (TUM: stamp, x, y, z, qx,
+      qy, qz, qw; the stamps are not used). Empty rows and rows beginning with # are skipped;
     * .json: nerfstudio transforms (OpenGL axes, converted);
     * .npy: [N,4,4] or [N,3,4].
 
@@ -288,11 +292,10 @@ def _text_rows(path: Path) -> list[tuple[str, np.ndarray]]:
             raise InputError(f"{path}: line {number} has {len(values)} numbers, need {wanted} in every row")
         if width == 8:
             matrix = np.eye(4)
-            x, y, z, w = quaternion = values[4:]
-            if np.isfinite(quaternion).all() and not abs(np.linalg.norm(quaternion) - 1.0) < 1e-2:
-                raise InputError(
-                    f"{path}: line {number} has a quaternion of length {np.linalg.norm(quaternion):.3g}, not 1"
-                )
+            x, y, z, w = values[4:]
+            length = np.linalg.norm(values[4:])
+            if abs(length - 1.0) > 1e-2:
+                raise InputError(f"{path}: line {number} has a quaternion of length {length:.3g}, not 1")
             matrix[:3, :3] = rotation_from_quaternion(torch.tensor([w, x, y, z], dtype=torch.float64)).numpy()
             matrix[:3, 3] = values[1:4]
         else:
@@ -302,8 +305,9 @@ def _text_rows(path: Path) -> list[tuple[str, np.ndarray]]:
 
 
 def _json_rows(path: Path) -> list[tuple[str, np.ndarray]]:
+    text = _read(path, "pose")
     try:
-        frames = json.loads(_read(path, "pose"))["frames"]
+        frames = json.loads(text)["frames"]
         matrices = [np.array(frame["transform_matrix"], np.float64) for frame in frames]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError):
         raise InputError(f"{path}: not a transforms.json: needs frames, each with a numeric transform_matrix") from None

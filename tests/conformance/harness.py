@@ -4,9 +4,9 @@ A case is ``NAME.json`` (facts, tolerance, a table of tensors) with ``NAME.safet
 ``INSPATIO_GOLDEN=DIR`` names the folder that is searched, with its sub-folders; the default is ``tests/golden``.
 
 The *kind* of a case is the first known kind that a part of its path (sub-folder or file name) begins with:
-``trajectory/circle_9.json`` and ``trajectory_circle_9.json`` are both of kind ``trajectory``, ``warp_ply.json`` is of kind
-``warp``, ``depth_formats_b/arrays.json`` of kind ``depth_formats``. Where no part of the path says it, the ``case`` entry
-of the JSON is asked the same way.
+``trajectory/circle_9.json`` and ``trajectory_circle_9.json`` are both of kind ``trajectory``, ``warp_ply.json`` is of
+kind ``warp``, ``depth_formats_b/arrays.json`` of kind ``depth_formats``. Where no part of the path says it, the
+``case`` entry of the JSON is asked the same way.
 
 A kind is *built* when ``test_<kind>.py`` lies beside this file; the others are reported as skipped, by name.
 
@@ -102,8 +102,8 @@ class Case:
     def tolerance(self, *keys: str, default: float | Tolerance | None = None) -> Tolerance:
         """The tolerance of the JSON. A number v means atol = rtol = v.
 
-        keys: for JSONs with several values (``{"interp": .., "c2w": ..}``, ``{"float32": {"atol": ..}}``), the first key
-        present is taken; ``float32`` is tried last. default: where the JSON has none; without it that is an error.
+        keys: for JSONs with several values (``{"interp": .., "c2w": ..}``, ``{"float32": {"atol": ..}}``), the first
+        key present is taken; ``float32`` is tried last. default: where the JSON has none; without it that is an error.
         """
         value: Any = self.meta.get("suggested_tolerance", default)
         while isinstance(value, Mapping) and "atol" not in value and "rtol" not in value:

@@ -229,8 +229,9 @@ def test_bad_indices_leave_every_slot_as_it_was(indices):
     "make",
     [
         lambda: Playhead([0], [1.0]), lambda: Playhead([3], [0.0]), lambda: Playhead([3], [float("nan")]),
-        lambda: Playhead([3], [1.0, 2.0]), lambda: Playhead([3], [1.0], "never"), lambda: Playhead([3], [1.0]).advance(0),
-        lambda: Playhead([3], [1.0]).advance(1, [None, None]), lambda: Playhead([3], [1.0]).advance_slots([1], 1),
+        lambda: Playhead([3], [1.0, 2.0]), lambda: Playhead([3], [1.0], "never"),
+        lambda: Playhead([3], [1.0]).advance(0), lambda: Playhead([3], [1.0]).advance(1, [None, None]),
+        lambda: Playhead([3], [1.0]).advance_slots([1], 1),
         lambda: Playhead([3, 3], [1.0, 1.0]).advance_slots([1, 1], 1),
     ],
 )  # fmt: skip

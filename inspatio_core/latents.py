@@ -49,8 +49,9 @@ def mask_latent(mask: Tensor) -> Tensor:
     """
     if mask.dim() != 5 or mask.shape[2] < 1 or mask.shape[3] % 8 or mask.shape[4] % 8:
         raise InputError(f"mask: expected [B,C,T,H,W] with T >= 1 and H, W multiples of 8, got {tuple(mask.shape)}")
-    first = mask[:, 0]
+    first = mask[:, 0].to(torch.promote_types(mask.dtype, torch.float32))
     low = (first[..., 3::8, 3::8] + first[..., 3::8, 4::8] + first[..., 4::8, 3::8] + first[..., 4::8, 4::8]) / 4
+    low = low.to(mask.dtype)
     low = torch.cat([low[:, :1].expand(-1, 4, -1, -1), low[:, 1:]], 1)
     groups = low.shape[1] // 4
     return low[:, : groups * 4].unflatten(1, (groups, 4))

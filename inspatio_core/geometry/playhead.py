@@ -199,8 +199,10 @@ class Playhead:
         return torch.from_numpy(indices)
 
     def _slots(self, slots: Sequence[int]) -> np.ndarray:
-        slots = np.asarray(list(slots), np.int64)
-        if len(np.unique(slots)) != len(slots) or (len(slots) and not (0 <= slots.min() and slots.max() < len(self))):
+        slots = np.fromiter(slots, np.int64)
+        if len(set(slots.tolist())) != len(slots) or (
+            len(slots) and not (0 <= slots.min() and slots.max() < len(self))
+        ):
             raise InputError(f"slots: need different numbers from 0 to {len(self) - 1}, got {slots.tolist()}")
         return slots
 

@@ -38,7 +38,7 @@ from safetensors import safe_open
 HERE = Path(__file__).resolve().parent
 DEFAULT_ROOT = HERE.parent / "golden"
 
-BUILT = frozenset(p.stem.removeprefix("test_") for p in HERE.glob("test_*.py")) - {"not_built"}
+BUILT = frozenset(p.stem.removeprefix("test_") for p in HERE.glob("test_*.py")) - {"harness", "not_built"}
 KINDS = BUILT | {
     "trajectory", "frame_plan", "frame_arithmetic", "mask_latent", "warp", "depth_formats",
     "dit_tiny", "rollout", "scheduler", "vae", "taehv", "t5", "text_clean",
@@ -165,8 +165,8 @@ def _kind(parts: list[str]) -> str | None:
 
 
 @functools.cache
-def _all_cases() -> tuple[Case, ...]:
-    folder = root()
+def find_cases(folder: Path) -> tuple[Case, ...]:
+    """All cases below a folder, in order of their names."""
     if not folder.is_dir():
         raise pytest.UsageError(f"INSPATIO_GOLDEN={folder} is not a folder")
     found = []
@@ -182,7 +182,7 @@ def _all_cases() -> tuple[Case, ...]:
 
 def cases(kind: str | None = None) -> list[Case]:
     """The cases of one kind, or all, in order of their names."""
-    return [c for c in _all_cases() if kind is None or c.kind == kind]
+    return [c for c in find_cases(root()) if kind is None or c.kind == kind]
 
 
 def parametrize(kind: str) -> pytest.MarkDecorator:

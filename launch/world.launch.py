@@ -1,0 +1,131 @@
+"""Start a world: a robot with a camera in a place that was filmed once.
+
+    ros2 launch inspatio world.launch.py video:=clip.mp4
+    ros2 launch inspatio world.launch.py --show-args
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.event_handlers import OnProcessExit
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchDescription
+
+SHARE = Path(__file__).resolve().parent.parent
+
+ARGUMENTS = [
+    # name, type, default, description
+    ("video", str, "", "video file, folder of images or one image to drive through; empty: the scene"),
+    ("scene", str, "", "scene folder or name of a shipped scene; empty with no video: courtyard"),
+    ("generator", str, "geometric", "what turns geometry into frames: geometric"),
+    ("checkpoint_path", str, "", "weights of the generator, for generators that have any"),
+    ("device", str, "auto", "auto, cpu or cuda:N"),
+    ("dtype", str, "auto", "number format of networks: auto, float32, float16, bfloat16"),
+    ("size", str, "auto", "HEIGHTxWIDTH, such as 480x832; auto: 480x832, or 832x480 for an upright video"),
+    ("fps", float, "24.0", "frames per second of sim time"),
+    ("seed", int, "0", "seed of the generator"),
+    ("pacing", str, "lockstep", "when generation is slow: lockstep (sim time slows) or realtime (frames are dropped)"),
+    ("planar", bool, "false", "ignore z, roll and pitch of cmd_vel, as a ground robot does"),
+    ("metres_per_unit", float, "0.0", "scale of references without metric depth; 0: their median depth is 3 m"),
+    ("relative_to_source", bool, "false", "let the camera ride on the source camera"),
+    ("memory", bool, "true", "let the point map feed back into frames"),
+    ("map_limit", int, "500000", "most points of the map"),
+    ("loop", str, "bounce", "what the playhead does at the ends: loop, bounce, hold"),
+    ("stamped", bool, "false", "cmd_vel is TwistStamped instead of Twist"),
+    ("frame_prefix", str, "", "put before every frame name as it is, such as left/"),
+    ("world_frame", str, "auto", "static parent of map that joins worlds; auto: 'world' if there is a frame_prefix"),
+    ("publish_clock", bool, "true", "publish /clock; false for all but one world of a graph, which then follow it"),
+]  # fmt: skip
+
+OTHER_ARGUMENTS = [
+    ("namespace", "", "namespace of the node and its topics"),
+    ("params_file", "", "parameter file such as config/world.yaml; arguments given here win over it"),
+    ("use_sim_time", "auto", "whether the node's clock follows /clock; auto: if it does not publish it itself"),
+    ("rviz", "false", "also start rviz2 with the shipped configuration"),
+    ("log_level", "info", "debug, info, warn, error"),
+]
+
+
+def transport(environment):
+    """Environment that lets images leave fast; nothing that the user has set is touched.
+
+    Fast DDS gets a shared-memory segment that holds many images; malloc keeps large blocks instead of mapping and
+    faulting each anew.
+    """
+    out = {
+        "MALLOC_MMAP_THRESHOLD_": "1073741824",
+        "MALLOC_TRIM_THRESHOLD_": "2147483647",
+        "MALLOC_TOP_PAD_": "67108864",
+        "MALLOC_ARENA_MAX": "1",
+    }
+    ours = environment.get("RMW_IMPLEMENTATION", "") in ("", "rmw_fastrtps_cpp")
+    chosen = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS")
+    if ours and not any(environment.get(name) for name in chosen):
+        profile = SHARE / "config/fastdds/shared_memory.xml"
+        try:
+            free = shutil.disk_usage("/dev/shm").free
+        except OSError:
+            free = 0
+        text = profile.read_text()
+        wanted = int(re.search(r"<segment_size>(\d+)", text)[1])
+        if free >= 2 * wanted:
+            out["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
+        elif free >= 16 << 20:
+            small = Path(tempfile.gettempdir(), f"inspatio_fastdds_{os.getuid()}_{free // 2 >> 20}mb.xml")
+            small.write_text(text.replace(str(wanted), str((free // 2 >> 20) << 20)))
+            out["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(small)
+    return {name: value for name, value in out.items() if not environment.get(name)}
+
+
+def world(context):
+    """The node, with the arguments that differ from their defaults over the parameter file."""
+    given = {name: LaunchConfiguration(name).perform(context) for name, *_ in ARGUMENTS}
+    other = {name: LaunchConfiguration(name).perform(context) for name, *_ in OTHER_ARGUMENTS}
+    chosen = {
+        name: ParameterValue(LaunchConfiguration(name), value_type=kind)
+        for name, kind, default, _ in ARGUMENTS
+        if given[name] != default
+    }
+    sim_time = other["use_sim_time"]
+    if sim_time == "auto":
+        sim_time = str(given["publish_clock"].lower() in ("false", "0", "no", "off"))
+    chosen["use_sim_time"] = sim_time.lower() in ("true", "1", "yes", "on")
+    node = Node(
+        package="inspatio_ros",
+        executable="world_node",
+        name="world",
+        namespace=other["namespace"],
+        parameters=[*([other["params_file"]] if other["params_file"] else []), chosen],
+        ros_arguments=["--log-level", other["log_level"]],
+        additional_env=transport(os.environ),
+        output="screen",
+        emulate_tty=False,
+    )
+    actions = [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=ended))]
+    if other["rviz"].lower() in ("true", "1", "yes", "on"):
+        config = SHARE / "rviz/world.rviz"
+        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(config)], output="log"))
+    return actions
+
+
+def ended(event, context):
+    """The world has ended, so the launch ends; with a non-zero exit code if the world had one."""
+    if event.returncode and not context.is_shutdown:
+        raise RuntimeError(f"{event.process_name} ended with exit code {event.returncode}, see its last line above")
+    return [Shutdown(reason="the world has ended")]
+
+
+def generate_launch_description():
+    """All arguments, then the node."""
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, *_, default, description in [*ARGUMENTS, *OTHER_ARGUMENTS]
+    ]
+    return LaunchDescription([*declared, OpaqueFunction(function=world)])

@@ -227,3 +227,12 @@ def test_bad_twists(twist):
 def test_bad_blocks(call):
     with pytest.raises(InputError):
         call()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_blocks_on_cuda_equal_those_on_the_cpu():
+    current, motions = se3_exp(randn(10, 6)), random_motions(10, 4, 0)
+    for here, there in zip(
+        block_poses(current, motions, 4, 0.1), block_poses(current.cuda(), motions, 4, 0.1), strict=True
+    ):
+        assert there.is_cuda and torch.allclose(here, there.cpu(), atol=1e-12)

@@ -41,13 +41,10 @@ def chosen_video(video: str) -> Path | None:
 
 def render(video: Path, arguments: list[str]) -> int:
     """Render one video to outputs/, without ROS."""
-    output = ROOT / "outputs" / video.stem
+    output = ROOT / "outputs" / (video.name if video.is_dir() else video.stem)
     say(f"ROS=none: rendering {video.name} to {output.relative_to(ROOT)}/")
-    command = [VENV / "bin" / "inspatio", "render", str(video), "--output", str(output), *arguments]
-    code = supervise(command, environment.venv_environment(os.environ))
-    if code == 0 and output.exists():
-        say("wrote " + ", ".join(str(path.relative_to(ROOT)) for path in sorted(output.rglob("*")) if path.is_file()))
-    return code
+    command = [VENV / "bin" / "inspatio", "render", video, "--output_folder", output, *arguments]
+    return supervise(command, environment.venv_environment(os.environ))
 
 
 def launch(kind: str, video: Path | None, arguments: list[str]) -> int:

@@ -159,7 +159,8 @@ def supervise(
     """
     asked: list[int] = []
     for number in STOPPING:
-        signal.signal(number, lambda number, frame: asked.append(number))
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, lambda number, frame: asked.append(number))
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     parent = os.getppid()

@@ -30,6 +30,7 @@ def write(path, times, size=(48, 64), codec="libx264", pixels="yuv420p", rate=25
         stream = out.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *size, pixels, 12
         stream.codec_context.time_base = Fraction(1, 1000 * rate)
+        stream.bit_rate = 4_000_000
         for k, t in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(k, size), format="rgb24")
             frame.time_base = Fraction(1, 1000 * rate)

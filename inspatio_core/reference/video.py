@@ -101,7 +101,7 @@ class Video:
         times, unknown, broken = [], 0, False
         with self._open() as container:
             stream = container.streams.video[0]
-            declared = stream.frames
+            declared = stream.frames if "mp4" in container.format.name else 0  # elsewhere it is a guess
             self._average = float(stream.average_rate or stream.guessed_rate or 0)
             try:
                 for packet in container.demux(stream):

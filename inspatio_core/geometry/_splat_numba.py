@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,12 @@ MARGIN = plain.MAX_RADIUS
 LARGEST = plain.MAX_RADIUS * plain.ONE
 ONE, SLACK, STRETCH = plain.ONE, plain.SLACK, plain.STRETCH
 DEPTH_TOLERANCE, UNSEEN, OUTSIDE = plain.DEPTH_TOLERANCE, plain.UNSEEN, plain.OUTSIDE
+SHRUNK, SHRUNK_SHIFT = plain.SHRUNK, plain.SHRUNK_SHIFT
 LOW, HIGH = np.float32(plain.POINT_RADIUS[0]), np.float32(plain.POINT_RADIUS[1])
 EMPTY = 2**63 - 1
+CHUNK = 2048
+QUARTER, DISTANCE = np.float32(0.25), np.float32(256)
+INVERSE = 65536 // np.arange(LARGEST + 1).clip(1)  # a table is faster than dividing
 
 kernel = njit(cache=True, nogil=True, error_model="numpy")
 warp_coefficients = kernel(plain.warp_coefficients)
@@ -27,7 +32,7 @@ point_coefficients = kernel(plain.point_coefficients)
 
 
 @kernel
-def _project_row(depth, colx, coly, colz, bx, by, bz, tx, ty, tz, w, h, X, Y, Z):
+def _project_row(depth, colx, coly, colz, bx, by, bz, tx, ty, tz, w, h, D, X, Y, Z):
     low = np.float32(-MARGIN)
     right, bottom = np.float32(w + MARGIN), np.float32(h + MARGIN)
     one, half = np.float32(ONE), np.float32(0.5)
@@ -41,27 +46,29 @@ def _project_row(depth, colx, coly, colz, bx, by, bz, tx, ty, tz, w, h, X, Y, Z)
         X[u] = np.int32(np.floor(x * one + half)) if ok else np.int32(OUTSIDE)
         Y[u] = np.int32(np.floor(y * one + half)) if ok else np.int32(OUTSIDE)
         Z[u] = z
+        D[u] = d
 
 
 @kernel
-def _radius_row(d0, d1, X0, X1, Y0, Y1, Z, zoom, limit, last, RX, RY):
-    W = d0.shape[0]
+def _radius_row(d0, right_d, below_d, X0, right_X, below_X, Y0, right_Y, below_Y, Z, zoom, limit, RX, RY):
     outside, none = np.int32(OUTSIDE), np.int32(0)
-    largest, one, stretch = np.int32(LARGEST), np.int32(ONE), np.int32(STRETCH)
-    for u in range(W):
-        d = d0[u]
+    largest, one, stretch, shrunk = np.int32(LARGEST), np.int32(ONE), np.int32(STRETCH), np.int32(SHRUNK)
+    top = np.float32(LARGEST)
+    for u in range(RX.shape[0]):
+        d, x, y = d0[u], X0[u], Y0[u]
         near = limit * d
-        n = min(u + 1, W - 1)
-        ok = X0[u] > outside
-        right = ok & (X0[n] > outside) & (abs(d0[n] - d) <= near)
-        below = ok & (not last) & (X1[u] > outside) & (abs(d1[u] - d) <= near)
-        rx = (abs(X0[n] - X0[u]) if right else none) + (abs(X1[u] - X0[u]) if below else none)
-        ry = (abs(Y0[n] - Y0[u]) if right else none) + (abs(Y1[u] - Y0[u]) if below else none)
-        iso = np.int32(min(d / Z[u] * zoom, np.float32(LARGEST))) if ok else none
-        rx = max(rx, iso)
-        ry = max(ry, iso)
-        RX[u] = one if rx <= stretch else min(rx, largest)
-        RY[u] = one if ry <= stretch else min(ry, largest)
+        ok = x > outside
+        right = ok & (right_X[u] > outside) & (np.abs(right_d[u] - d) <= near)
+        below = ok & (below_X[u] > outside) & (np.abs(below_d[u] - d) <= near)
+        iso = d / Z[u] * zoom
+        iso = np.int32(iso if iso < top else top) if ok else none
+        rx = (np.abs(right_X[u] - x) if right else none) + (np.abs(below_X[u] - x) if below else none)
+        ry = (np.abs(right_Y[u] - y) if right else none) + (np.abs(below_Y[u] - y) if below else none)
+        rx = rx if rx > iso else iso
+        ry = ry if ry > iso else iso
+        rx = one if rx <= stretch else (rx if rx < largest else largest)
+        RX[u] = rx if iso >= shrunk else -rx
+        RY[u] = one if ry <= stretch else (ry if ry < largest else largest)
 
 
 @kernel
@@ -69,39 +76,62 @@ def _claim(X, Y, Z, RX, RY, w, h, zbuf):
     for i in range(X.shape[0]):
         if X[i] == OUTSIDE:
             continue
-        ex = (RX[i] >> 1) + SLACK
-        ey = (RY[i] >> 1) + SLACK
-        z = Z[i]
-        for ty in range(max(0, (Y[i] - ey + 255) >> 8), min(h - 1, (Y[i] + ey) >> 8) + 1):
-            for tx in range(max(0, (X[i] - ex + 255) >> 8), min(w - 1, (X[i] + ex) >> 8) + 1):
-                t = ty * w + tx
-                if z < zbuf[t]:
-                    zbuf[t] = z
+        x, y, z = np.int64(X[i]), np.int64(Y[i]), Z[i]
+        ex, ey = (abs(np.int64(RX[i])) >> 1) + SLACK, (np.int64(RY[i]) >> 1) + SLACK
+        x0, x1 = max(0, (x - ex + 255) >> 8), min(w - 1, (x + ex) >> 8)
+        y0, y1 = max(0, (y - ey + 255) >> 8), min(h - 1, (y + ey) >> 8)
+        if x0 == x1 and y0 == y1:
+            t = np.uint64(y0 * w + x0)
+            zbuf[t] = min(zbuf[t], z)
+            continue
+        for ty in range(y0, y1 + 1):
+            for tx in range(x0, x1 + 1):
+                t = np.uint64(ty * w + tx)
+                zbuf[t] = min(zbuf[t], z)
 
 
 @kernel
 def _gather(X, Y, Z, RX, RY, rgb, w, h, zbuf, total):
+    """Add to ``total`` [h*w, 3]: red and green, blue and weight (two 32-bit fields each), depth step."""
     for i in range(X.shape[0]):
         if X[i] == OUTSIDE:
             continue
         x, y = np.int64(X[i]), np.int64(Y[i])
         rx, ry = np.int64(RX[i]), np.int64(RY[i])
         z = np.int64(Z[i])
-        r, g, b = np.int64(rgb[i, 0]), np.int64(rgb[i, 1]), np.int64(rgb[i, 2])
-        ix = np.int64(ONE) if rx == ONE else 65536 // rx
-        iy = np.int64(ONE) if ry == ONE else 65536 // ry
+        red_green = np.int64(rgb[i, 0]) << 32 | np.int64(rgb[i, 1])
+        blue_one = np.int64(rgb[i, 2]) << 32 | 1
+        x0, y0 = x >> 8, y >> 8
+        if rx == ONE and ry == ONE and x0 >= 0 and y0 >= 0 and x0 < w - 1 and y0 < h - 1:
+            fx, fy = x & 255, y & 255
+            t = y0 * w + x0
+            for weight, to in (
+                ((ONE - fx) * (ONE - fy), t), (fx * (ONE - fy), t + 1), ((ONE - fx) * fy, t + w), (fx * fy, t + w + 1),
+            ):  # fmt: skip
+                weight >>= 8
+                to = np.uint64(to)
+                step = z - zbuf[to]
+                if abs(step) <= DEPTH_TOLERANCE:
+                    total[to, 0] += weight * red_green
+                    total[to, 1] += weight * blue_one
+                    total[to, 2] += weight * step
+            continue
+        shift = 0
+        if rx < 0:
+            rx, shift = -rx, SHRUNK_SHIFT
+        ix, iy = INVERSE[rx], INVERSE[ry]
         for ty in range(max(0, ((y - ry) >> 8) + 1), min(h - 1, (y + ry - 1) >> 8) + 1):
             wy = ONE - ((abs(y - (ty << 8)) * iy) >> 8)
             for tx in range(max(0, ((x - rx) >> 8) + 1), min(w - 1, (x + rx - 1) >> 8) + 1):
-                t = ty * w + tx
+                t = np.uint64(ty * w + tx)
                 step = z - zbuf[t]
                 if abs(step) <= DEPTH_TOLERANCE:
                     weight = ((ONE - ((abs(x - (tx << 8)) * ix) >> 8)) * wy) >> 8
-                    total[t, 0] += weight * r
-                    total[t, 1] += weight * g
-                    total[t, 2] += weight * b
-                    total[t, 3] += weight * step
-                    total[t, 4] += weight
+                    if shift:
+                        weight = max(1, weight >> shift)
+                    total[t, 0] += weight * red_green
+                    total[t, 1] += weight * blue_one
+                    total[t, 2] += weight * step
 
 
 @kernel
@@ -116,15 +146,16 @@ def _finish(zbuf, total, rgb, depth_bits, known):
             depth_bits[t] = 0
         else:
             known[t] = True
-            inverse = np.float32(1) / np.float32(total[t, 4])
-            rgb[t, 0] = np.uint8(np.floor(np.float32(total[t, 0]) * inverse + half))
-            rgb[t, 1] = np.uint8(np.floor(np.float32(total[t, 1]) * inverse + half))
-            rgb[t, 2] = np.uint8(np.floor(np.float32(total[t, 2]) * inverse + half))
-            depth_bits[t] = zbuf[t] + np.int32(np.floor(np.float32(total[t, 3]) * inverse + half))
+            red_green, blue_weight = total[t, 0], total[t, 1]
+            inverse = np.float32(1) / np.float32(blue_weight & 0xFFFFFFFF)
+            rgb[t, 0] = np.uint8(np.floor(np.float32((red_green >> 32) & 0xFFFFFFFF) * inverse + half))
+            rgb[t, 1] = np.uint8(np.floor(np.float32(red_green & 0xFFFFFFFF) * inverse + half))
+            rgb[t, 2] = np.uint8(np.floor(np.float32((blue_weight >> 32) & 0xFFFFFFFF) * inverse + half))
+            depth_bits[t] = zbuf[t] + np.int32(np.floor(np.float32(total[t, 2]) * inverse + half))
 
 
 @kernel
-def _splat_rows(rgb, depth, Ks, Kt, T, h, w, X, Y, Z, Zbits, RX, RY, zbuf, total, out_rgb, out_bits, out_known):
+def _splat_rows(rgb, depth, Ks, Kt, T, h, w, D, X, Y, Z, Zbits, RX, RY, zbuf, total, out_rgb, out_bits, out_known):
     B, H, W = depth.shape
     colx, coly, colz = np.empty(W, np.float32), np.empty(W, np.float32), np.empty(W, np.float32)
     for b in range(B):
@@ -141,20 +172,22 @@ def _splat_rows(rgb, depth, Ks, Kt, T, h, w, X, Y, Z, Zbits, RX, RY, zbuf, total
             _project_row(
                 depth[b, v], colx, coly, colz,
                 np.float32(bx * v + cx), np.float32(by * v + cy), np.float32(bz * v + cz),
-                np.float32(tx), np.float32(ty), np.float32(tz), w, h, X[v], Y[v], Z[v],
+                np.float32(tx), np.float32(ty), np.float32(tz), w, h, D[v], X[v], Y[v], Z[v],
             )  # fmt: skip
         limit = np.float32(max(0.03, 3.0 / k[1, 1]))
         scale = np.float32(zoom * ONE)
+        X[H] = OUTSIDE  # below the last row and right of the last column there is no neighbour
+        X[:, W] = OUTSIDE
         zbuf[:] = UNSEEN
         for v in range(H):
-            n = min(v + 1, H - 1)
             _radius_row(
-                depth[b, v], depth[b, n], X[v], X[n], Y[v], Y[n], Z[v], scale, limit, v == H - 1, RX[v], RY[v]
-            )
-            _claim(X[v], Y[v], Zbits[v], RX[v], RY[v], w, h, zbuf)
+                D[v], D[v, 1:], D[v + 1], X[v], X[v, 1:], X[v + 1], Y[v], Y[v, 1:], Y[v + 1],
+                Z[v], scale, limit, RX[v], RY[v],
+            )  # fmt: skip
+            _claim(X[v, :W], Y[v, :W], Zbits[v], RX[v], RY[v], w, h, zbuf)
         total[:] = 0
         for v in range(H):
-            _gather(X[v], Y[v], Zbits[v], RX[v], RY[v], rgb[b, v], w, h, zbuf, total)
+            _gather(X[v, :W], Y[v, :W], Zbits[v], RX[v], RY[v], rgb[b, v], w, h, zbuf, total)
         _finish(zbuf, total, out_rgb[b], out_bits[b], out_known[b])
 
 
@@ -164,19 +197,22 @@ _local = threading.local()
 def _scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """This thread's reusable array: fresh pages for every frame would cost more than the warp itself."""
     arrays = _local.__dict__.setdefault("arrays", {})
+    count = math.prod(shape)
     array = arrays.get(name)
-    if array is None or array.shape != shape:
-        array = arrays[name] = np.empty(shape, dtype)
-    return array
+    if array is None or array.size < count:
+        array = arrays[name] = np.empty(count, dtype)
+    return array[:count].reshape(shape)
 
 
 def _run(rgb, depth, Ks, Kt, T, h, w, out_rgb, out_bits, out_known):
     _, H, W = depth.shape
-    X, Y, RX, RY = (_scratch(n, (H, W), np.int32) for n in ("X", "Y", "RX", "RY"))
+    D = _scratch("D", (H + 1, W + 1), np.float32)
+    X, Y = _scratch("X", (H + 1, W + 1), np.int32), _scratch("Y", (H + 1, W + 1), np.int32)
+    RX, RY = _scratch("RX", (H, W), np.int32), _scratch("RY", (H, W), np.int32)
     Z = _scratch("Z", (H, W), np.float32)
-    zbuf, total = _scratch("zbuf", (h * w,), np.int32), _scratch("total", (h * w, 5), np.int64)
+    zbuf, total = _scratch("zbuf", (h * w,), np.int32), _scratch("total", (h * w, 3), np.int64)
     _splat_rows(
-        rgb, depth, Ks, Kt, T, h, w, X, Y, Z, Z.view(np.int32), RX, RY, zbuf, total, out_rgb, out_bits, out_known
+        rgb, depth, Ks, Kt, T, h, w, D, X, Y, Z, Z.view(np.int32), RX, RY, zbuf, total, out_rgb, out_bits, out_known
     )
 
 
@@ -238,33 +274,45 @@ def _points(xyz, radius, k, m, h, w, zs, key):
     az, bz, cz, tz = np.float32(az), np.float32(bz), np.float32(cz), np.float32(tz)
     focal = np.float32((k[0, 0] + k[1, 1]) * 0.5)
     zero, right, bottom = np.float32(0), np.float32(w - 1), np.float32(h - 1)
+    P = xyz.shape[0]
+    X, Y, R = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    inside = np.empty(CHUNK, np.bool_)
+    chosen = np.empty(CHUNK, np.int64)
     bits = zs.view(np.int32)
     key[:] = EMPTY
-    for i in range(xyz.shape[0]):
-        px, py, pz = xyz[i, 0], xyz[i, 1], xyz[i, 2]
-        z = az * px + bz * py + cz * pz + tz
-        if not (z > NEAR and z < FARTHEST):
-            continue
-        r = radius[i] * focal / z
-        r = (r if r < HIGH else HIGH) if r > LOW else LOW
-        x = (ax * px + bx * py + cx * pz + tx) / z
-        y = (ay * px + by * py + cy * pz + ty) / z
-        if not (x + r >= zero and x - r <= right and y + r >= zero and y - r <= bottom):
-            continue
-        zs[i] = z
-        base = ((np.int64(bits[i]) >> 17) << 48) | i
-        limit = r * r + np.float32(0.25)
-        x0, x1 = max(0, np.int64(np.ceil(x - r))), min(w - 1, np.int64(np.floor(x + r)))
-        for v in range(max(0, np.int64(np.ceil(y - r))), min(h - 1, np.int64(np.floor(y + r))) + 1):
-            dy = np.float32(v) - y
-            for u in range(x0, x1 + 1):
-                dx = np.float32(u) - x
-                far = dx * dx + dy * dy
-                if far <= limit:
-                    value = base | (np.int64(far * np.float32(256)) << 32)
-                    t = v * w + u
-                    if value < key[t]:
-                        key[t] = value
+    for start in range(0, P, CHUNK):
+        size = min(CHUNK, P - start)
+        for j in range(size):  # without branches, so that it is vectorised
+            i = start + j
+            px, py, pz = xyz[i, 0], xyz[i, 1], xyz[i, 2]
+            z = az * px + bz * py + cz * pz + tz
+            r = radius[i] * focal / z
+            r = (r if r < HIGH else HIGH) if r > LOW else LOW
+            x = (ax * px + bx * py + cx * pz + tx) / z
+            y = (ay * px + by * py + cy * pz + ty) / z
+            ok = (z > NEAR) & (z < FARTHEST) & (x + r >= zero) & (x - r <= right)
+            inside[j] = ok & (y + r >= zero) & (y - r <= bottom)
+            zs[i], X[j], Y[j], R[j] = z, x, y, r
+        count = 0
+        for j in range(size):
+            chosen[count] = j
+            count += inside[j]
+        for n in range(count):
+            j = chosen[n]
+            i = start + j
+            x, y, r = X[j], Y[j], R[j]
+            base = ((np.int64(bits[i]) >> 17) << 48) | i
+            limit = r * r + QUARTER
+            x0, x1 = max(0, np.int64(np.ceil(x - r))), min(w - 1, np.int64(np.floor(x + r)))
+            y0, y1 = max(0, np.int64(np.ceil(y - r))), min(h - 1, np.int64(np.floor(y + r)))
+            for v in range(y0, y1 + 1):
+                dy = np.float32(v) - y
+                for u in range(x0, x1 + 1):
+                    dx = np.float32(u) - x
+                    far = dx * dx + dy * dy
+                    value = base | (np.int64(far * DISTANCE) << 32)
+                    t = np.uint64(v * w + u)
+                    key[t] = min(key[t], value if far <= limit else EMPTY)
 
 
 @kernel

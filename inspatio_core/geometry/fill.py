@@ -9,7 +9,7 @@ does it in three steps, each a pure function of one frame:
 2. *Push.* Sources are averaged into a pyramid of halved images (weights add up to at most 1).
 3. *Pull.* From the top down, what a cell's own sources leave open comes from the level above, bilinearly.
 
-Interiors of surfaces are no sources: an object's colour cannot leak over its silhouette, and a crack inside an object is
+Interiors of surfaces are no sources: an object cannot leak over its silhouette, and a crack inside an object is
 closed with the object although the room behind it is farther. Depth goes the same way, so a filled depth lies between
 the depths of the bank it came from.
 """
@@ -135,7 +135,8 @@ def _fill_torch(rgb, depth, known, default_depth):
     out_depth = torch.where(known, depth, field[..., 3])
     nothing = ~known.flatten(1).any(1).view(B, 1, 1)
     default_depth = default_depth.to(rgb.device, torch.float32).view(B, 1, 1)
-    return torch.where(nothing[..., None], GREY, out_rgb).to(torch.uint8), torch.where(nothing, default_depth, out_depth)
+    out_rgb = torch.where(nothing[..., None], GREY, out_rgb).to(torch.uint8)
+    return out_rgb, torch.where(nothing, default_depth, out_depth)
 
 
 def _double(field: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -40,6 +40,7 @@ POINT_RADIUS = (0.5, 6.0)
 ONE = 256  # one pixel in fixed-point target coordinates
 SLACK = ONE // 16  # claimed beyond the own cell, so that rounding opens no cracks
 STRETCH = ONE + ONE // 8  # a stretch up to this is left at radius one: the slack covers it
+SHRUNK, SHRUNK_SHIFT = ONE // 16, 6  # pixels seen smaller than 1/16 weigh 1/64: packed sums of many must not overflow
 DEPTH_TOLERANCE = 1 << 18  # 1.6 to 3.1 %, in steps of float32 bit patterns
 UNSEEN = 2**31 - 1  # z-buffer value of a target that nothing claimed
 OUTSIDE = -(1 << 30)  # fixed-point coordinate of a dropped pixel
@@ -165,6 +166,7 @@ def _splat_torch(rgb, depth, K_source, K_target, target_from_source, size) -> Sp
         stretch_x[here] += torch.where(joined, (X[there] - X[here]).abs(), 0)
         stretch_y[here] += torch.where(joined, (Y[there] - Y[here]).abs(), 0)
     iso = torch.where(ok, depth / z * (zoom * ONE).float(), 0.0).clamp(max=MAX_RADIUS * ONE).to(torch.int32)
+    shrunk = iso < SHRUNK
     radius_x, radius_y = (
         torch.where(r <= STRETCH, ONE, r.clamp(max=MAX_RADIUS * ONE))
         for r in (torch.maximum(stretch_x, iso), torch.maximum(stretch_y, iso))
@@ -177,11 +179,11 @@ def _splat_torch(rgb, depth, K_source, K_target, target_from_source, size) -> Sp
     for chosen in (ok & ~wide, wide):
         i = chosen.flatten().nonzero().squeeze(1)
         if len(i):
-            fields = (t.flatten()[i] for t in (X, Y, radius_x, radius_y, bits, row))
+            fields = (t.flatten()[i] for t in (X, Y, radius_x, radius_y, bits, row, shrunk))
             groups.append((*(t.long() for t in fields), rgb.view(-1, 3)[i].long()))
 
     def taps(group):
-        gx, gy, rx, ry, zb, b, colour = group
+        gx, gy, rx, ry, zb, b, small, colour = group
         reach = int(-(-max(int(rx.max()), int(ry.max())) // ONE))
         for oy in range(1 - reach, reach + 1):
             ty_ = (gy >> 8) + oy
@@ -190,22 +192,23 @@ def _splat_torch(rgb, depth, K_source, K_target, target_from_source, size) -> Sp
                 tx_ = (gx >> 8) + ox
                 dx = (gx - tx_ * ONE).abs()
                 i = ((dx < rx) & (dy < ry) & (tx_ >= 0) & (tx_ < w) & (ty_ >= 0) & (ty_ < h)).nonzero().squeeze(1)
-                yield (((b * h + ty_) * w + tx_)[i], dx[i], dy[i], rx[i], ry[i], zb[i], colour[i])
+                yield (((b * h + ty_) * w + tx_)[i], dx[i], dy[i], rx[i], ry[i], zb[i], small[i], colour[i])
 
     zbuf = torch.full((B * h * w,), UNSEEN, dtype=torch.int32, device=device)
     for group in groups:
-        for index, dx, dy, rx, ry, zb, _ in taps(group):
+        for index, dx, dy, rx, ry, zb, _, _ in taps(group):
             own = ((dx <= (rx >> 1) + SLACK) & (dy <= (ry >> 1) + SLACK)).nonzero().squeeze(1)
             zbuf.scatter_reduce_(0, index[own], zb[own].to(torch.int32), "amin")
 
     total = torch.zeros((B * h * w, 5), dtype=torch.int64, device=device)  # r, g, b, depth step, weight
     for group in groups:
-        for index, dx, dy, rx, ry, zb, colour in taps(group):
+        for index, dx, dy, rx, ry, zb, small, colour in taps(group):
             wx = ONE - ((dx * (65536 // rx)) >> 8)
             wy = ONE - ((dy * (65536 // ry)) >> 8)
             step = zb - zbuf[index]
             i = (step.abs() <= DEPTH_TOLERANCE).nonzero().squeeze(1)
-            weight = ((wx * wy) >> 8)[i, None]
+            weight = (wx * wy) >> 8
+            weight = torch.where(small > 0, (weight >> SHRUNK_SHIFT).clamp(min=1), weight)[i, None]
             added = torch.cat((weight * colour[i], weight * step[i, None], weight), 1)
             total.index_add_(0, index[i], added)
 

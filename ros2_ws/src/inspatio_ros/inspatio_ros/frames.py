@@ -72,8 +72,8 @@ def matrix(position, quaternion) -> np.ndarray:
 
 
 def quaternion(T: np.ndarray) -> np.ndarray:
-    """Unit quaternion (x, y, z, w) of a rigid 4x4."""
-    return Rotation.from_matrix(T[:3, :3]).as_quat()
+    """Unit quaternion (x, y, z, w), w >= 0, of a rigid 4x4."""
+    return Rotation.from_matrix(T[:3, :3]).as_quat(canonical=True)
 
 
 class OdomTree:

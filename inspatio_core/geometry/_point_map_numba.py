@@ -19,6 +19,9 @@ LEVEL_BITS_AT, X_BITS_AT, Y_BITS_AT = 57, 38, 19
 NO_EVIDENCE, DEPTH_ONLY, INSERTABLE, COVERED = 0, 1, 2, 3
 
 
+REACH = 2  # a point covers at most this many pixels around its own
+
+
 @njit(cache=True, nogil=True, inline="always")
 def _home(key, mask):
     k = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
@@ -72,10 +75,21 @@ def remove(rows, table, key, free, counters, revision):
         revision[row] = counters[2]
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _see(row, stamp, min_views, last_seen, views, revision, counters):
+    """Another look at a point; the one that makes it shown is a change."""
+    if last_seen[row] != stamp:
+        last_seen[row] = stamp
+        views[row] = min(views[row] + 1, 255)
+        if views[row] == min_views:
+            counters[2] += 1
+            revision[row] = counters[2]
+
+
 @njit(cache=True, nogil=True)
 def associate(
     status, depth, nearest, level, camera, K, carve_ratio, merge_ratio, frame_origin, frame_confidence, stamp, tick,
-    key, xyz, radius, point_level, origin, confidence, last_seen, last_tick, views, top, drop,
+    min_views, key, xyz, radius, point_level, origin, confidence, last_seen, last_tick, views, revision, counters, drop,
 ):  # fmt: skip
     """Compare every point with the frame: mark seen points, cover their pixels, list points to drop. -> their number.
 
@@ -84,7 +98,7 @@ def associate(
     height, width = depth.shape
     fx, skew, cx, fy, cy = K[0, 0], K[0, 1], K[0, 2], K[1, 1], K[1, 2]
     dropped = 0
-    for row in range(top):
+    for row in range(counters[0]):
         if key[row] < 0:
             continue
         px, py, pz = np.float64(xyz[row, 0]), np.float64(xyz[row, 1]), np.float64(xyz[row, 2])
@@ -120,10 +134,8 @@ def associate(
             dropped += 1
             continue
         last_tick[row] = tick
-        if last_seen[row] != stamp:
-            last_seen[row] = stamp
-            views[row] = min(views[row] + 1, 255)
-        reach = min(np.int64(radius[row] * fx / z + 0.5), 2)
+        _see(row, stamp, min_views, last_seen, views, revision, counters)
+        reach = min(np.int64(radius[row] * fx / z + 0.5), REACH)
         for b in range(max(vi - reach, 0), min(vi + reach + 1, height)):
             for a in range(max(ui - reach, 0), min(ui + reach + 1, width)):
                 if status[b, a] == INSERTABLE and abs(z - depth[b, a]) <= slack:
@@ -134,8 +146,8 @@ def associate(
 @njit(cache=True, nogil=True)
 def insert(
     start, status, rgb, depth, level, rays, camera_centre, frame_origin, frame_confidence, stamp, tick, radius_factor,
-    table, key, xyz, color, radius, point_level, origin, confidence, last_seen, last_tick, views, revision, free,
-    counters, first_new,
+    min_views, table, key, xyz, color, radius, point_level, origin, confidence, last_seen, last_tick, views, revision,
+    free, counters, first_new,
 ):  # fmt: skip
     """Insert the insertable pixels from flat index ``start`` on; -> the index where storage ran out, or H*W.
 
@@ -198,9 +210,7 @@ def insert(
                 if new >= old:
                     continue
             else:
-                if last_seen[row] != stamp:
-                    last_seen[row] = stamp
-                    views[row] = min(views[row] + 1, 255)
+                _see(row, stamp, min_views, last_seen, views, revision, counters)
                 if frame_origin > origin[row] or (
                     frame_origin == origin[row] and frame_confidence <= confidence[row]
                 ):

@@ -2,10 +2,10 @@
 
 What a frame does to the map, in this order:
 
-1. **Compare.** Every stored point is projected into the frame. Where the frame's depth is clearly behind the point (over
-   a few pixels around, so that silhouettes are spared) the frame sees *through* it: it is carved away, unless the point
-   is observed and the frame only generated. Where the depth agrees, the point is seen again and covers its pixels; it
-   is dropped instead, to make way for this frame's pixels, if the frame is the better view: observed before
+1. **Compare.** Every stored point is projected into the frame. Where the frame's depth is clearly behind the point
+   (over a few pixels around, so that silhouettes are spared) the frame sees *through* it: it is carved away, unless the
+   point is observed and the frame only generated. Where the depth agrees, the point is seen again and covers its
+   pixels; it is dropped instead, to make way for this frame's pixels, if the frame is the better view: observed before
    generated, then the finer, then the more confident.
 2. **Insert.** Every valid pixel that is not moving and not yet covered becomes a point in its voxel, unless that is
    taken; of several pixels in one voxel the one nearest its centre stays. The point is the pixel's own: its position,
@@ -43,11 +43,16 @@ from inspatio_core.geometry._point_map_numba import (
     INSERTABLE,
     LEVEL_BIAS,
     LEVEL_BITS_AT,
+    REACH,
     X_BITS_AT,
     Y_BITS_AT,
 )
+from inspatio_core.geometry.splat import Splat, splat_points
 
-__all__ = ["GENERATED", "OBSERVED", "POINT_BYTES", "MapChanges", "MapPoints", "PointMap", "load_points", "save_points"]
+__all__ = [
+    "GENERATED", "OBSERVED", "POINT_BYTES", "MapChanges", "MapPoints", "PointMap", "load_points", "save_points",
+    "to_open3d", "without_outliers",
+]  # fmt: skip
 
 OBSERVED = 0
 GENERATED = 1
@@ -66,8 +71,7 @@ _FIELDS = {
     "views": (np.uint8, 1, False),
 }
 _SHOWN = ("xyz", "rgb", "radius", "origin")
-_RADIUS = 0.75
-_REACH = 2
+_RADIUS = 1.0  # of a point, in voxel edges: two neighbours' points may lie almost two edges apart
 _TOP, _FREE, _REVISION, _ALIVE = range(4)
 
 
@@ -110,6 +114,8 @@ class PointMap:
         merge_ratio: a point is the same surface as a pixel where their depths differ by at most its radius + this
             share of the depth.
         edge_pixels: pixels around a point's own that must all be seen through as well.
+        min_views: points that fewer frames (of different stamps) have seen are kept, but not shown. 1 where moving
+            objects are masked; 2 or 3 keeps most of them out of a map whose frames carry no masks.
         backend: ``numba``, or ``plain`` (numpy and a dict: slow, to compare with).
 
     Raises:
@@ -124,6 +130,7 @@ class PointMap:
         carve_ratio: float = 0.05,
         merge_ratio: float = 0.01,
         edge_pixels: int = 2,
+        min_views: int = 1,
         backend: str = "numba",
     ):
         if not 1 <= limit <= 1 << 29:
@@ -135,6 +142,7 @@ class PointMap:
         self.limit = int(limit)
         self.voxel_pixels = float(voxel_pixels)
         self.carve_ratio, self.merge_ratio, self.edge_pixels = float(carve_ratio), float(merge_ratio), int(edge_pixels)
+        self.min_views = int(min_views)
         self.backend = backend
         self._lock = threading.Lock()
         self._data = {
@@ -158,6 +166,7 @@ class PointMap:
         return sum(a.nbytes for a in arrays)
 
     def __len__(self) -> int:
+        """Number of points held, shown or not."""
         return int(self._counters[_ALIVE])
 
     # ---------------------------------------------------------------------------------------------- insertion
@@ -238,8 +247,8 @@ class PointMap:
             nearest = cv2.erode(depth, np.ones((side, side), np.uint8))
             count = kernels.associate(
                 status, depth, nearest, level, camera, K, self.carve_ratio, self.merge_ratio, *frame, self._tick,
-                d["key"], d["xyz"], d["radius"], d["level"], d["origin"], d["confidence"], d["last_seen"],
-                d["last_tick"], d["views"], int(self._counters[_TOP]), self._drop,
+                self.min_views, d["key"], d["xyz"], d["radius"], d["level"], d["origin"], d["confidence"],
+                d["last_seen"], d["last_tick"], d["views"], self._revision, self._counters, self._drop,
             )  # fmt: skip
             drop = self._drop[:count]
         self._remove(drop)
@@ -252,8 +261,9 @@ class PointMap:
             else:
                 start = kernels.insert(
                     start, status, rgb, depth, level, rays, centre, *frame, self._tick, _RADIUS,
-                    self._table, d["key"], d["xyz"], d["rgb"], d["radius"], d["level"], d["origin"], d["confidence"],
-                    d["last_seen"], d["last_tick"], d["views"], self._revision, self._free, self._counters, first_new,
+                    self.min_views, self._table, d["key"], d["xyz"], d["rgb"], d["radius"], d["level"], d["origin"],
+                    d["confidence"], d["last_seen"], d["last_tick"], d["views"], self._revision, self._free,
+                    self._counters, first_new,
                 )  # fmt: skip
             if start == depth.size or not self._evict():
                 return
@@ -307,9 +317,9 @@ class PointMap:
         drop = (through & (origin <= d["origin"][rows])) | (seen & better)
         kept = seen & ~better
         self._see(rows[kept], stamp)
-        reach = np.minimum((d["radius"][rows] * K[0, 0] / z + 0.5).astype(np.int64), _REACH)
-        for b in range(-_REACH, _REACH + 1):
-            for a in range(-_REACH, _REACH + 1):
+        reach = np.minimum((d["radius"][rows] * K[0, 0] / z + 0.5).astype(np.int64), REACH)
+        for b in range(-REACH, REACH + 1):
+            for a in range(-REACH, REACH + 1):
                 vb, ua = v + b, u + a
                 near = kept & (max(abs(a), abs(b)) <= reach) & (vb >= 0) & (vb < height) & (ua >= 0) & (ua < width)
                 vb, ua = vb[near], ua[near]
@@ -323,6 +333,9 @@ class PointMap:
         again = rows[d["last_seen"][rows] != stamp]
         d["last_seen"][again] = stamp
         d["views"][again] = np.minimum(d["views"][again].astype(np.int64) + 1, 255)
+        shown = again[d["views"][again] == self.min_views]
+        self._revision[shown] = self._counters[_REVISION] + 1 + np.arange(shown.size)
+        self._counters[_REVISION] += shown.size
 
     def _insert_plain(self, start, status, rgb, depth, level, rays, centre, frame, first_new) -> int:
         """``kernels.insert`` with a dict: pixel by pixel from flat index ``start``, returns where room ran out."""
@@ -378,15 +391,15 @@ class PointMap:
         values = [torch.from_numpy(self._data[name][rows]) for name, (_, _, public) in _FIELDS.items() if public]
         return MapPoints(*values, id=torch.from_numpy(rows.astype(np.int32)))
 
-    def _alive(self) -> np.ndarray:
-        return np.flatnonzero(self._data["key"][: self._counters[_TOP]] >= 0)
+    def _is_shown(self) -> np.ndarray:
+        return (self._data["key"] >= 0) & (self._data["views"] >= self.min_views)
 
     def points(self) -> MapPoints:
         """Every point of the map, in storage order: a snapshot."""
         with self._lock:
-            return self._points_at(self._alive())
+            return self._points_at(np.flatnonzero(self._is_shown()))
 
-    def render(self, K: Tensor, world_from_camera: Tensor, size: tuple[int, int]) -> "Splat":
+    def render(self, K: Tensor, world_from_camera: Tensor, size: tuple[int, int]) -> Splat:
         """The map seen by a camera: ``Splat`` of rgb [h, w, 3], depth [h, w], known [h, w] (see ``splat_points``).
 
         Args:
@@ -397,10 +410,8 @@ class PointMap:
         with self._lock:
             revision = int(self._counters[_REVISION])
             if self._shown is None or self._shown[0] != revision:
-                self._shown = (revision, self._points_at(self._alive()))
+                self._shown = (revision, self._points_at(np.flatnonzero(self._is_shown())))
             points = self._shown[1]
-        from inspatio_core.geometry.splat import splat_points
-
         return splat_points(points.xyz, points.rgb, points.radius, K, world_from_camera, size)
 
     def changes(self, cursor: int, max_points: int) -> MapChanges:
@@ -409,25 +420,29 @@ class PointMap:
         Start with cursor 0 and nothing held; for each call write ``added`` under their ids, then drop ``removed``. Once
         a call returns nothing, what is held is what ``points()`` gives, in xyz, rgb, radius and origin (confidence and
         last_seen are those of the time of the change). This holds across ``clear`` and ``load_state_dict``.
+
+        Raises:
+            InputError: max_points below 1.
         """
+        if max_points < 1:
+            raise InputError(f"max_points: {max_points} would never show anything; use 1 or more")
         with self._lock:
             changed = np.flatnonzero(self._revision > cursor)
             if changed.size > max_points:
-                keep = np.argpartition(self._revision[changed], max_points)[:max_points] if max_points > 0 else []
-                changed = changed[keep]
+                changed = changed[np.argpartition(self._revision[changed], max_points)[:max_points]]
             changed = changed[np.argsort(self._revision[changed])]
             if changed.size:
                 cursor = int(self._revision[changed[-1]])
-            alive = self._data["key"][changed] >= 0
-            removed = torch.from_numpy(changed[~alive].astype(np.int32))
-            return MapChanges(self._points_at(changed[alive]), removed, cursor)
+            shown = self._is_shown()[changed]
+            removed = torch.from_numpy(changed[~shown].astype(np.int32))
+            return MapChanges(self._points_at(changed[shown]), removed, cursor)
 
     # ------------------------------------------------------------------------------------------------------ state
 
     def clear(self) -> None:
         """Forget every point."""
         with self._lock:
-            before = self._data["key"] >= 0
+            before = self._is_shown()
             self._data["key"][:] = -1
             self._reindex(top=0, free=np.empty(0, np.int32), tick=0)
             self._mark(before)
@@ -451,7 +466,7 @@ class PointMap:
         """
         missing = {*_FIELDS, "free", "tick", "limit", "voxel_pixels"} ^ set(state)
         if missing:
-            raise InputError(f"PointMap state: missing or extra entries {sorted(missing)}; load a state_dict() as it was")
+            raise InputError(f"PointMap state: missing or extra entries {sorted(missing)}; load what state_dict gave")
         if (state["limit"], state["voxel_pixels"]) != (self.limit, self.voxel_pixels):
             raise InputError(
                 f"PointMap state: of a map with limit {state['limit']} and voxel_pixels {state['voxel_pixels']}, "
@@ -460,7 +475,7 @@ class PointMap:
         top = state["key"].shape[0]
         with self._lock:
             changed = np.zeros(self.limit, np.bool_)
-            old_alive = self._data["key"] >= 0
+            before = self._is_shown()
             for name in _FIELDS:
                 new = state[name].numpy()
                 if name in _SHOWN:
@@ -468,9 +483,9 @@ class PointMap:
                     changed[:top] |= differs if differs.ndim == 1 else differs.any(axis=1)
                 self._data[name][:top] = new
             self._data["key"][top:] = -1
-            alive = self._data["key"] >= 0
             self._reindex(top, state["free"].numpy(), state["tick"])
-            self._mark((alive & changed) | (alive != old_alive))
+            after = self._is_shown()
+            self._mark((after & changed) | (after != before))
 
     def _reindex(self, top: int, free: np.ndarray, tick: int) -> None:
         self._free[: free.size] = free
@@ -497,6 +512,47 @@ def _numpy(value: Tensor | np.ndarray, dtype: type) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     return np.ascontiguousarray(value, dtype=dtype)
+
+
+# --------------------------------------------------------------------------------------------------------- Open3D
+
+
+def _open3d():
+    try:
+        import open3d
+    except (ImportError, OSError) as error:
+        raise InputError(
+            f"open3d cannot be imported ({str(error).splitlines()[0]}); install it with: pip install 'inspatio[open3d]'"
+        ) from None
+    return open3d
+
+
+def to_open3d(points: MapPoints) -> Any:
+    """The points as an ``open3d.geometry.PointCloud`` with colours.
+
+    Raises:
+        InputError: Open3D (the ``open3d`` extra) is not there.
+    """
+    open3d = _open3d()
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points.xyz.to(torch.float64).numpy()))
+    cloud.colors = open3d.utility.Vector3dVector(points.rgb.to(torch.float64).numpy() / 255)
+    return cloud
+
+
+def without_outliers(points: MapPoints, neighbours: int = 20, deviations: float = 2.0) -> MapPoints:
+    """The points without lone ones: Open3D's statistical outlier removal.
+
+    Args:
+        points: of any map.
+        neighbours: how many neighbours a point's mean distance is taken over.
+        deviations: standard deviations above the mean of all mean distances at which a point is an outlier.
+
+    Raises:
+        InputError: Open3D (the ``open3d`` extra) is not there.
+    """
+    _, kept = to_open3d(points).remove_statistical_outlier(neighbours, deviations)
+    kept = torch.tensor(kept, dtype=torch.int64)
+    return MapPoints(*(field[kept] for field in points))
 
 
 # ---------------------------------------------------------------------------------------------------------- files

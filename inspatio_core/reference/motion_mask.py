@@ -20,8 +20,9 @@ import numpy as np
 from inspatio_core.errors import InputError
 
 _WORK_HEIGHT = 240  # of the shorter side: the flow runs at the integer fraction of the clip's size nearest to this
-_HIDDEN = 0.05  # a pixel is hidden in the other frame where that is nearer by more than this share
+_HIDDEN = 0.15  # a pixel is hidden in the other frame where that is nearer by more than this share
 _PARALLAX = 0.15  # share of a pixel's parallax that depth errors may explain
+_REACH = 24  # pixels of a 480-row frame: how far a moving body extends over pixels that no other frame sees
 _NOISE = 4.0  # multiple of the frame's median residual that noise may reach
 
 
@@ -67,13 +68,13 @@ def motion_masks(
     for i in indices:
         here = views[i]
         floor = threshold_pixels * here.scale
-        score = np.zeros(here.gray.shape, np.float32)
+        score = np.full(here.gray.shape, np.nan, np.float32)
         for gap in gaps:
             scores = [_score(flow, here, views[j], floor) for j in (i - gap, i + gap) if 0 <= j < len(K)]
             if scores:
                 both = np.fmin.reduce(scores)  # NaN: hidden there; the other one decides
                 score = np.fmax(score, both)
-        yield _mask(score, here, round(dilate_pixels * here.scale))
+        yield _mask(score, here, dilate_pixels)
 
 
 class _View:
@@ -136,8 +137,8 @@ def _score(flow: cv2.DISOpticalFlow, here: _View, there: _View, floor: float) ->
         rest, (map_u - there.K[0, 2]) / there.K[0, 0], (map_v - there.K[1, 2]) / there.K[1, 1], z, usable, there.K
     )
     parallax = np.hypot(map_u - far[0] / far[2], map_v - far[1] / far[2])
-    usable_motion = _flow_holds(here.gray, warped, rest)
-    score = usable_motion * np.hypot(rest[..., 0], rest[..., 1]) / (floor + _PARALLAX * parallax)
+    score = np.hypot(rest[..., 0], rest[..., 1]) / (floor + _PARALLAX * parallax)
+    score *= _flow_holds(here.gray, warped, rest)
     score = np.where(usable, score, np.nan).astype(np.float32)
     sample = score[::4, ::4]
     sample = sample[np.isfinite(sample)]
@@ -192,16 +193,20 @@ def _camera_error(rest, x, y, z, usable, K) -> np.ndarray:
     return np.where(usable[..., None], fitted, 0).astype(np.float32)
 
 
-def _mask(score: np.ndarray, here: _View, dilate: int) -> np.ndarray:
-    """Threshold with hysteresis (weak pixels count where they touch strong ones), drop specks, dilate, full size."""
-    weak = (score > 0.5).astype(np.uint8)
-    weak = cv2.morphologyEx(weak, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+def _mask(score: np.ndarray, here: _View, margin: float) -> np.ndarray:
+    """Score to mask, full size: weak pixels count where they touch strong ones, unseen ones near them, specks do not."""
+    weak = cv2.morphologyEx((score > 0.5).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(weak, connectivity=8)
     strong = np.bincount(labels[score > 1.0], minlength=count)
     keep = (strong >= 12) & (stats[:, cv2.CC_STAT_AREA] >= 20)
     keep[0] = False
     mask = keep[labels].astype(np.uint8)
-    if dilate > 0:
-        mask = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * dilate + 1, 2 * dilate + 1)))
+    mask |= _dilated(mask, _REACH * here.scale) & np.isnan(score)
+    mask = _dilated(mask, margin * here.scale)
     height, width = here.full
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
+    side = 2 * round(radius) + 1
+    return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))

@@ -115,6 +115,11 @@ class WorldEnv(gym.Env[dict[str, np.ndarray], Any], EzPickle):
             raise InputError(f"rate: {rate} is not a finite number")
         self._episodes.rates[0] = rate
 
+    @property
+    def frames_rendered_per_step(self) -> int:
+        """Frames that are rendered for one step of one world, whether or not they are returned."""
+        return self._episodes.frames_rendered
+
     def render(self) -> np.ndarray | None:
         """The frame shown last, uint8 [h, w, 3], in mode "rgb_array"; a window shows frames by itself."""
         if self.render_mode is None and self.spec is not None:

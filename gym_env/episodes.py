@@ -20,6 +20,9 @@ from inspatio_core.reference import Reference, open_reference
 from inspatio_core.session import Block
 from inspatio_core.world import World
 
+MAP_LIMIT, MAP_FRAMES = 500_000, 32
+"""A world's point map holds as many points as this many frames have pixels, at most the limit."""
+
 RESET_OPTIONS = ("scene", "frame", "pose", "reset_mask")
 
 
@@ -82,6 +85,7 @@ class Episodes:
             device=settings.device,
             fps=settings.fps,
             memory=settings.memory,
+            map_limit=min(MAP_LIMIT, MAP_FRAMES * settings.size[0] * settings.size[1]) if settings.memory else 1,
             loop=settings.loop,
         )
         self.block_frames = self.world.generator.spec.frames
@@ -96,6 +100,11 @@ class Episodes:
         self._sent = np.ones(slots)
         self._jump = np.zeros(slots)
         self._scene = [0] * slots
+
+    @property
+    def frames_rendered(self) -> int:
+        """Frames rendered for one env step."""
+        return self.block_frames * self.blocks_per_step
 
     @property
     def render_fps(self) -> float:

@@ -202,6 +202,11 @@ class VectorWorldEnv(VectorEnv):
             raise InputError(f"rate: {rate} is not one finite number or {self.num_envs}")
         self._episodes.rates[:] = rates
 
+    @property
+    def frames_rendered_per_step(self) -> int:
+        """Frames that are rendered for one step of one world, whether or not they are returned."""
+        return self._episodes.frames_rendered
+
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The frame each world shows, uint8 [h, w, 3] each, in mode "rgb_array"."""
         if self.render_mode is None:

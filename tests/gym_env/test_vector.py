@@ -156,7 +156,13 @@ def test_rendering_gives_an_image_a_world(make):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"num_envs": 0}, {"max_episode_steps": 0}, {"autoreset_mode": "Sometimes"}, {"render_mode": "human"}, {"size": (1, 1)}],
+    [
+        {"num_envs": 0},
+        {"max_episode_steps": 0},
+        {"autoreset_mode": "Sometimes"},
+        {"render_mode": "human"},
+        {"size": (1, 1)},
+    ],
 )
 def test_bad_arguments_are_one_line(options, bad):
     with pytest.raises(InputError, match=next(iter(bad))) as error:

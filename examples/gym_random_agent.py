@@ -47,7 +47,8 @@ def main() -> None:
         observations, rewards, terminated, truncated, infos = envs.step(envs.action_space.sample())
         frames.append(observations["rgb"][0])
     seconds = time.perf_counter() - start
-    print(f"{args.worlds} worlds: {args.steps * args.worlds / seconds:.0f} steps/s, {envs.episode_count} episodes ended")
+    rate = args.steps * args.worlds / seconds
+    print(f"{args.worlds} worlds: {rate:.0f} steps/s, {envs.episode_count} episodes ended")
     if envs.episode_count:
         print(f"  mean return {np.mean(envs.return_queue):.2f}")
     envs.close()

@@ -4,9 +4,9 @@ For frame i and a later or earlier frame j, frame j is warped into i by depth, i
 static lies where it is in i; the optical flow that remains (OpenCV DIS) is motion, or an error. Three things keep
 errors from counting: a small camera motion is fitted to the remaining flow, robustly, and taken off it (pose errors,
 and a wrong scale of depth); what is left must exceed a floor of pixels, a share of the pixel's parallax (depth errors)
-and a multiple of the frame's own median; pixels hidden in j say nothing about j. A pixel moves by one gap if it does
+and a multiple of the frame's own median; pixels hidden in j say nothing. A pixel moves by one gap if it does
 both backwards and forwards in time, where both can be seen; it moves if it does so by any gap (slow motion shows over
-long gaps only).
+long gaps only). Flow is only believed where the images differ as it says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from inspatio_core.errors import InputError
 _WORK_HEIGHT = 240  # of the shorter side: the flow runs at the integer fraction of the clip's size nearest to this
 _HIDDEN = 0.15  # a pixel is hidden in the other frame where that is nearer by more than this share
 _PARALLAX = 0.15  # share of a pixel's parallax that depth errors may explain
+_VISIBLE = 3.0  # gray levels by which the images must differ for motion to show
+_WEAK = 0.75  # most that flow without a visible difference counts
 _REACH = 24  # pixels of a 480-row frame: how far a moving body extends over pixels that no other frame sees
 _NOISE = 4.0  # multiple of the frame's median residual that noise may reach
 
@@ -138,7 +140,8 @@ def _score(flow: cv2.DISOpticalFlow, here: _View, there: _View, floor: float) ->
     )
     parallax = np.hypot(map_u - far[0] / far[2], map_v - far[1] / far[2])
     score = np.hypot(rest[..., 0], rest[..., 1]) / (floor + _PARALLAX * parallax)
-    score *= _flow_holds(here.gray, warped, rest)
+    holds, changed = _evidence(here.gray, warped, rest)
+    score = np.where(changed, score, np.minimum(score, _WEAK)) * holds
     score = np.where(usable, score, np.nan).astype(np.float32)
     sample = score[::4, ::4]
     sample = sample[np.isfinite(sample)]
@@ -147,11 +150,12 @@ def _score(flow: cv2.DISOpticalFlow, here: _View, there: _View, floor: float) ->
     return score
 
 
-def _flow_holds(gray: np.ndarray, warped: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """Where the images agree with the remaining flow: bool [h, w].
+def _evidence(gray: np.ndarray, warped: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the images agree with the remaining flow, and where they differ at all: bool [h, w] each.
 
     Flow smears over the outlines of moving objects. If it were true there, the two images would differ by what it
-    moves their gradients; where they differ by much less, the pixel stands still. Without texture nothing is refuted.
+    moves their gradients; where they differ by much less, the pixel stands still. Without texture nothing is refuted,
+    and nothing is shown either.
     """
     gray = gray.astype(np.float32)
     window = (5, 5)
@@ -159,7 +163,8 @@ def _flow_holds(gray: np.ndarray, warped: np.ndarray, rest: np.ndarray) -> np.nd
     expected += cv2.Sobel(gray, cv2.CV_32F, 0, 1, scale=0.125) * rest[..., 1]
     contrast = np.sqrt(np.maximum(cv2.blur(gray * gray, window) - cv2.blur(gray, window) ** 2, 0))
     expected = np.minimum(cv2.blur(np.abs(expected), window), contrast)
-    return cv2.blur(np.abs(gray - warped), window) + 1 > 0.5 * expected
+    difference = cv2.blur(np.abs(gray - warped), window)
+    return difference + 1 > 0.5 * expected, difference > _VISIBLE
 
 
 def _camera_error(rest, x, y, z, usable, K) -> np.ndarray:
@@ -194,11 +199,12 @@ def _camera_error(rest, x, y, z, usable, K) -> np.ndarray:
 
 
 def _mask(score: np.ndarray, here: _View, margin: float) -> np.ndarray:
-    """Score to mask, full size: weak pixels count where they touch strong ones, unseen ones near them, specks do not."""
+    """Score to mask, full size: weak pixels count next to strong ones, unseen ones near them, specks do not."""
     weak = cv2.morphologyEx((score > 0.5).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(weak, connectivity=8)
     strong = np.bincount(labels[score > 1.0], minlength=count)
-    keep = (strong >= 12) & (stats[:, cv2.CC_STAT_AREA] >= 20)
+    area = stats[:, cv2.CC_STAT_AREA]
+    keep = (strong >= 12) & (strong >= 0.05 * area) & (area >= 20)
     keep[0] = False
     mask = keep[labels].astype(np.uint8)
     mask |= _dilated(mask, _REACH * here.scale) & np.isnan(score)

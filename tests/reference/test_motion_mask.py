@@ -54,6 +54,14 @@ def test_nothing_moves_in_a_still_scene(clip):
     assert not any(m.any() for m in estimate(still, range(12)))
 
 
+def test_noise_in_the_dark_is_not_motion(clip):
+    rng = np.random.default_rng(1)
+    rgb = clip[0].rgb // 2
+    rgb[:, 150:] = 8
+    noisy = [clip[0]._replace(rgb=(rgb + rng.integers(0, 5, rgb.shape)).astype(np.uint8)) for _ in range(10)]
+    assert not any(m.any() for m in estimate(noisy, range(10)))
+
+
 def test_indices_in_any_order_give_the_same_masks(clip):
     forward = estimate(clip, [3, 7, 11])
     backward = estimate(clip, [11, 7, 3])

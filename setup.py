@@ -61,7 +61,8 @@ setup(
     extras_require={
         "sfm": ["pycolmap"],
         "open3d": ["open3d-cpu"],
-        "test": ["pytest<9"],
+        "window": ["pygame"],
+        "test": ["pytest<9", "plyfile", "pygame"],
         "dev": ["ruff"],
         # What ROS 2's Python tools import, and colcon with what it needs to build a workspace.
         "ros": [

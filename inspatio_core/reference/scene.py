@@ -269,11 +269,18 @@ class SceneWriter:
     """Writes a scene folder under a temporary name and renames it when it is complete; a context manager.
 
     Left without `finish`, or by an exception, nothing remains. An existing scene folder at `out` is replaced as
-    the last act; any other non-empty folder or file is refused with `InputError`.
+    the last act (kept if not `replace`); any other non-empty folder or file is refused with `InputError`.
     """
 
     def __init__(
-        self, out: str | Path, *, image_suffix: str = ".jpg", quality: int = 95, png_level: int = 3, threads: int = 2
+        self,
+        out: str | Path,
+        *,
+        replace: bool = True,
+        image_suffix: str = ".jpg",
+        quality: int = 95,
+        png_level: int = 3,
+        threads: int = 2,
     ):
         self.out = Path(out)
         if self.out.exists() and not is_scene(self.out) and not (self.out.is_dir() and not any(self.out.iterdir())):
@@ -283,6 +290,7 @@ class SceneWriter:
             self.path = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".tmp", dir=self.out.parent))
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written ({error.strerror})") from None
+        self._keep_existing = not replace
         self._suffix = image_suffix
         self._quality = quality
         self._png_level = png_level
@@ -378,6 +386,8 @@ class SceneWriter:
 
     def _replace(self) -> None:
         old = None
+        if self._keep_existing and is_scene(self.out):
+            return  # somebody else was faster
         if self.out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
             os.rename(self.out, old / "scene")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -212,13 +212,22 @@ class Images:
     """
 
     def __init__(self, path: str | Path, longest_side: int = 1280, fps: float = IMAGE_FPS):
-        self.path = Path(path)
-        self.name = self.path.stem
-        self.fps = fps
+        path = Path(path)
+        files = [path] if path.is_file() else list_images(path)
+        if not files:
+            raise InputError(f"{path}: no images in it; give a video, a folder of images, or a scene folder")
+        self._set(files, longest_side, fps, path.stem)
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path], longest_side: int, fps: float, name: str) -> Images:
+        """A clip of these image files, in this order."""
+        clip = cls.__new__(cls)
+        clip._set(files, longest_side, fps, name)
+        return clip
+
+    def _set(self, files: Sequence[Path], longest_side: int, fps: float, name: str) -> None:
+        self.files, self.fps, self.name = list(files), fps, name
         self.notices: list[str] = []
-        self.files = [self.path] if self.path.is_file() else list_images(self.path)
-        if not self.files:
-            raise InputError(f"{self.path}: no images in it; give a video, a folder of images, or a scene folder")
         self._full_size = read_image(self.files[0]).shape[:2]
         _check_size(self.files[0], self._full_size)
         self.size = limited_size(self._full_size, longest_side)

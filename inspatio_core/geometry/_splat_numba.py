@@ -1,4 +1,8 @@
-"""Compiled CPU path of :mod:`inspatio_core.geometry.splat`: the same operations in the same order, same bytes."""
+"""Compiled CPU path of :mod:`inspatio_core.geometry.splat`: the same operations in the same order, same bytes.
+
+The constants and formulas that both paths share stand here and not there: Numba's cache on disk notices a change of
+this file only, and would go on with the old value of a constant imported from another.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +15,82 @@ import numpy as np
 import torch
 from numba import njit
 
-from inspatio_core.geometry import splat as plain
+NEAR = 0.05
+"""Points nearer to the target camera than this (metres) are dropped."""
+MAX_RADIUS = 4
+"""Largest tent radius in pixels: surfaces stretched more than this come out with holes."""
+POINT_RADIUS = (0.5, 6.0)
+"""Smallest and largest screen radius of a point in :func:`splat_points`, pixels."""
 
-NEAR = np.float32(plain.NEAR)
-FARTHEST = np.float32(plain.FARTHEST)
-MARGIN = plain.MAX_RADIUS
-LARGEST = plain.MAX_RADIUS * plain.ONE
-ONE, SLACK, STRETCH = plain.ONE, plain.SLACK, plain.STRETCH
-DEPTH_TOLERANCE, UNSEEN, OUTSIDE = plain.DEPTH_TOLERANCE, plain.UNSEEN, plain.OUTSIDE
-SHRUNK, SHRUNK_SHIFT = plain.SHRUNK, plain.SHRUNK_SHIFT
-LOW, HIGH = np.float32(plain.POINT_RADIUS[0]), np.float32(plain.POINT_RADIUS[1])
-EMPTY = 2**63 - 1
-CHUNK = 2048
-QUARTER, DISTANCE = np.float32(0.25), np.float32(256)
+ONE = 256  # one pixel in fixed-point target coordinates
+SLACK = ONE // 16  # claimed beyond the own cell, so that rounding opens no cracks
+STRETCH = ONE + ONE // 8  # a stretch up to this is left at radius one: the slack covers it
+SHRUNK, SHRUNK_SHIFT = ONE // 16, 6  # pixels seen smaller than 1/16 weigh 1/64: packed sums of many must not overflow
+DEPTH_TOLERANCE = 1 << 18  # 1.6 to 3.1 %, in steps of float32 bit patterns
+UNSEEN = 2**31 - 1  # z-buffer value of a target that nothing claimed
+OUTSIDE = -(1 << 30)  # fixed-point coordinate of a dropped pixel
+FARTHEST = 1e30
+
+EMPTY = 2**63 - 1  # key of a target that no point covers
+CHUNK = 2048  # points projected at a time
+LARGEST = MAX_RADIUS * ONE
 INVERSE = 65536 // np.arange(LARGEST + 1).clip(1)  # a table is faster than dividing
 
+_NEAR, _FARTHEST = np.float32(NEAR), np.float32(FARTHEST)
+_LOW, _HIGH = np.float32(POINT_RADIUS[0]), np.float32(POINT_RADIUS[1])
+
 kernel = njit(cache=True, nogil=True, error_model="numpy")
-warp_coefficients = kernel(plain.warp_coefficients)
-point_coefficients = kernel(plain.point_coefficients)
+
+
+def warp_coefficients(k00, k01, k02, k11, k12, q00, q01, q02, q11, q12,
+                      r00, r01, r02, t0, r10, r11, r12, t1, r20, r21, r22, t2):  # fmt: skip
+    """Rows of ``A = Kt R Ks^-1`` and ``b = Kt t``, so that a pixel (u, v) at depth d goes to ``d A (u,v,1) + b``.
+
+    ``k`` is the source and ``q`` the target camera matrix (upper triangular). Takes numbers or tensors, and spells
+    every operation out, so that the compiled and the plain path round alike.
+    """
+    a0, a1, a2 = r00 / k00, r10 / k00, r20 / k00
+    b0, b1, b2 = (r01 - k01 * a0) / k11, (r11 - k01 * a1) / k11, (r21 - k01 * a2) / k11
+    c0 = r02 - k02 * a0 - k12 * b0
+    c1 = r12 - k02 * a1 - k12 * b1
+    c2 = r22 - k02 * a2 - k12 * b2
+    magnification = (q00 + q11) / (k00 + k11)
+    return (
+        q00 * a0 + q01 * a1 + q02 * a2, q00 * b0 + q01 * b1 + q02 * b2, q00 * c0 + q01 * c1 + q02 * c2,
+        q00 * t0 + q01 * t1 + q02 * t2,
+        q11 * a1 + q12 * a2, q11 * b1 + q12 * b2, q11 * c1 + q12 * c2, q11 * t1 + q12 * t2,
+        a2, b2, c2, t2, magnification,
+    )  # fmt: skip
+
+
+def point_coefficients(k00, k01, k02, k11, k12, r00, r01, r02, t0, r10, r11, r12, t1, r20, r21, r22, t2):
+    """Rows of ``A = K R^T`` and ``b = -A t`` for a camera at world pose (R, t): X goes to ``A X + b``."""
+    b0 = -(r00 * t0 + r10 * t1 + r20 * t2)
+    b1 = -(r01 * t0 + r11 * t1 + r21 * t2)
+    b2 = -(r02 * t0 + r12 * t1 + r22 * t2)
+    return (
+        k00 * r00 + k01 * r01 + k02 * r02, k00 * r10 + k01 * r11 + k02 * r12, k00 * r20 + k01 * r21 + k02 * r22,
+        k00 * b0 + k01 * b1 + k02 * b2,
+        k11 * r01 + k12 * r02, k11 * r11 + k12 * r12, k11 * r21 + k12 * r22, k11 * b1 + k12 * b2,
+        r02, r12, r22, b2,
+    )  # fmt: skip
+
+
+_warp_coefficients = kernel(warp_coefficients)
+_point_coefficients = kernel(point_coefficients)
 
 
 @kernel
 def _project_row(depth, colx, coly, colz, bx, by, bz, tx, ty, tz, w, h, D, X, Y, Z):
-    low = np.float32(-MARGIN)
-    right, bottom = np.float32(w + MARGIN), np.float32(h + MARGIN)
+    low = np.float32(-MAX_RADIUS)
+    right, bottom = np.float32(w + MAX_RADIUS), np.float32(h + MAX_RADIUS)
     one, half = np.float32(ONE), np.float32(0.5)
     for u in range(depth.shape[0]):
         d = depth[u]
         z = d * (colz[u] + bz) + tz
         x = (d * (colx[u] + bx) + tx) / z
         y = (d * (coly[u] + by) + ty) / z
-        ok = (d > np.float32(0)) & (d < FARTHEST) & (z > NEAR) & (z < FARTHEST)
+        ok = (d > np.float32(0)) & (d < _FARTHEST) & (z > _NEAR) & (z < _FARTHEST)
         ok &= (x > low) & (x < right) & (y > low) & (y < bottom)
         X[u] = np.int32(np.floor(x * one + half)) if ok else np.int32(OUTSIDE)
         Y[u] = np.int32(np.floor(y * one + half)) if ok else np.int32(OUTSIDE)
@@ -160,7 +209,7 @@ def _splat_rows(rgb, depth, Ks, Kt, T, h, w, D, X, Y, Z, Zbits, RX, RY, zbuf, to
     colx, coly, colz = np.empty(W, np.float32), np.empty(W, np.float32), np.empty(W, np.float32)
     for b in range(B):
         k, q, m = Ks[b], Kt[b], T[b]
-        ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz, zoom = warp_coefficients(
+        ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz, zoom = _warp_coefficients(
             k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2], q[0, 0], q[0, 1], q[0, 2], q[1, 1], q[1, 2],
             m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
         )  # fmt: skip
@@ -265,7 +314,7 @@ threads = _Threads()
 
 @kernel
 def _points(xyz, radius, k, m, h, w, zs, key):
-    ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz = point_coefficients(
+    ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz = _point_coefficients(
         k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2],
         m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
     )  # fmt: skip
@@ -287,10 +336,10 @@ def _points(xyz, radius, k, m, h, w, zs, key):
             px, py, pz = xyz[i, 0], xyz[i, 1], xyz[i, 2]
             z = az * px + bz * py + cz * pz + tz
             r = radius[i] * focal / z
-            r = (r if r < HIGH else HIGH) if r > LOW else LOW
+            r = (r if r < _HIGH else _HIGH) if r > _LOW else _LOW
             x = (ax * px + bx * py + cx * pz + tx) / z
             y = (ay * px + by * py + cy * pz + ty) / z
-            ok = (z > NEAR) & (z < FARTHEST) & (x + r >= zero) & (x - r <= right)
+            ok = (z > _NEAR) & (z < _FARTHEST) & (x + r >= zero) & (x - r <= right)
             inside[j] = ok & (y + r >= zero) & (y - r <= bottom)
             zs[i], X[j], Y[j], R[j] = z, x, y, r
         count = 0
@@ -302,7 +351,7 @@ def _points(xyz, radius, k, m, h, w, zs, key):
             i = start + j
             x, y, r = X[j], Y[j], R[j]
             base = ((np.int64(bits[i]) >> 17) << 48) | i
-            limit = r * r + QUARTER
+            limit = r * r + np.float32(0.25)
             x0, x1 = max(0, np.int64(np.ceil(x - r))), min(w - 1, np.int64(np.floor(x + r)))
             y0, y1 = max(0, np.int64(np.ceil(y - r))), min(h - 1, np.int64(np.floor(y + r)))
             for v in range(y0, y1 + 1):
@@ -310,7 +359,7 @@ def _points(xyz, radius, k, m, h, w, zs, key):
                 for u in range(x0, x1 + 1):
                     dx = np.float32(u) - x
                     far = dx * dx + dy * dy
-                    value = base | (np.int64(far * DISTANCE) << 32)
+                    value = base | (np.int64(far * np.float32(256)) << 32)
                     t = np.uint64(v * w + u)
                     key[t] = min(key[t], value if far <= limit else EMPTY)
 

@@ -6,8 +6,11 @@ does it in three steps, each a pure function of one frame:
 1. *Banks.* Along every row and every column, the known pixels within ``BANK`` pixels of a hole become sources. A run of
    hole pixels has two ends; a source weighs 1 if it is about as far as the farther end, and nothing if it is nearer
    than ``RAMP`` allows. Where the run ends at the image border, the one end it has counts.
-2. *Push.* Sources are averaged into a pyramid of halved images (weights add up to at most 1).
+2. *Push.* Sources are averaged into a pyramid of halved images, each cell by a 4x4 tent. Weights add up; what many
+   sources are worth together is kept below 1 by a smooth curve.
 3. *Pull.* From the top down, what a cell's own sources leave open comes from the level above, bilinearly.
+
+Tents and the smooth curve keep the filling steady: it changes gradually when a hole moves across the cells.
 
 Interiors of surfaces are no sources: an object cannot leak over its silhouette, and a crack inside an object is
 closed with the object although the room behind it is farther. Depth goes the same way, so a filled depth lies between
@@ -24,10 +27,15 @@ from inspatio_core.geometry.splat import _use_numba
 
 BANK = 4
 """Width of the strip of known pixels beside a hole that it is filled from."""
+ASIDE = 2
+"""So many runs on either side are asked as well: a notch in a silhouette has near ends only."""
 RAMP = (0.88, 0.98)
 """A source at this fraction of the farther end's depth weighs nothing, or all."""
+RAMP_ASIDE = (0.5, 0.75)
+"""The same for the farther ends of the runs aside: lenient, since depth may slope."""
 LEAST = 1e-6  # weight of a rejected source: it counts only where there is no other
 GREY = 128
+TENT = (0.25, 0.75, 0.75, 0.25)
 
 
 def fill(
@@ -62,7 +70,7 @@ def fill(
 
 
 def _banks(depth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Weight of each pixel as a source for the runs of holes of its row, 2 where it is none. All [..., n]."""
+    """Weight of each pixel as a source for the runs of holes of its row, 2 where it is none. All [B,m,n]."""
     n = depth.shape[-1]
     at = torch.arange(n, device=depth.device).expand(depth.shape)
     zero = depth.new_zeros(())
@@ -85,21 +93,25 @@ def _banks(depth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     after = torch.where(known, at, n).flip(-1).cummin(-1).values.flip(-1)
     left = torch.where(before >= 0, reach(-1).gather(-1, before.clamp(min=0)), zero)
     right = torch.where(after < n, reach(1).gather(-1, after.clamp(max=n - 1)), zero)
-    far = torch.maximum(left, right)  # of the run that a hole pixel lies in
+    far = torch.where(known, zero, torch.maximum(left, right))  # of the run that a hole pixel lies in
+    aside = F.max_pool2d(far[:, None], (2 * ASIDE + 1, 1), 1, (ASIDE, 0))[:, 0]
 
     weight = torch.full_like(depth, 2.0)
     for side in (1, -1):  # the hole lies to the right, to the left
         joined = known
         for k in range(1, BANK + 1):
             bounded = joined & (at + side * k >= 0) & (at + side * k < n) & ~shifted(known, side * k, True)
-            own = _ramp(depth / torch.where(bounded, shifted(far, side * k, 1.0), 1.0))
+            own = torch.minimum(
+                _ramp(depth / torch.where(bounded, shifted(far, side * k, 1.0), 1.0), RAMP),
+                _ramp(depth / torch.where(bounded, shifted(aside, side * k, 1.0), 1.0), RAMP_ASIDE),
+            )
             weight = torch.where(bounded, torch.minimum(weight, own), weight)
             joined = joined & shifted(known, side * k, False)
     return weight
 
 
-def _ramp(ratio):
-    low, high = RAMP
+def _ramp(ratio, ramp):
+    low, high = ramp
     return ((ratio - low) * (1 / (high - low))).clamp(LEAST, 1.0)
 
 
@@ -113,15 +125,7 @@ def _fill_torch(rgb, depth, known, default_depth):
     levels = []
     v, w = values, weight
     while v.shape[1] > 1 or v.shape[2] > 1:
-        odd = (0, v.shape[2] % 2, 0, v.shape[1] % 2)
-        v, w = F.pad(v, (0, 0, *odd)), F.pad(w, odd)
-        four_v = [v[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-        four_w = [w[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-        total = ((four_w[0] + four_w[1]) + four_w[2]) + four_w[3]
-        mixed = [a * b[..., None] for a, b in zip(four_v, four_w, strict=True)]
-        inverse = torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)
-        v = (((mixed[0] + mixed[1]) + mixed[2]) + mixed[3]) * inverse[..., None]
-        w = total.clamp(max=1.0)
+        v, w = _halve(v, w)
         levels.append((v, w))
 
     for v, w in reversed(levels):
@@ -137,6 +141,22 @@ def _fill_torch(rgb, depth, known, default_depth):
     default_depth = default_depth.to(rgb.device, torch.float32).view(B, 1, 1)
     out_rgb = torch.where(nothing[..., None], GREY, out_rgb).to(torch.uint8)
     return out_rgb, torch.where(nothing, default_depth, out_depth)
+
+
+def _halve(values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted mean of 4x4 pixels for every second row and column, and what those weights are worth together."""
+    h, w = (values.shape[1] + 1) // 2, (values.shape[2] + 1) // 2
+    border = (1, 2 * w + 1 - values.shape[2], 1, 2 * h + 1 - values.shape[1])
+    values, weight = F.pad(values, (0, 0, *border)), F.pad(weight, border)
+    mean = total = 0.0
+    for i, tap_y in enumerate(TENT):
+        for j, tap_x in enumerate(TENT):
+            part = weight[:, i : i + 2 * h : 2, j : j + 2 * w : 2] * (tap_y * tap_x)
+            total = total + part
+            mean = mean + values[:, i : i + 2 * h : 2, j : j + 2 * w : 2] * part[..., None]
+    inverse = torch.where(total > 0, 1 / torch.where(total > 0, total, 1.0), 0.0)
+    worth = total + total * total * 0.5
+    return mean * inverse[..., None], worth / (1 + worth)
 
 
 def _double(field: torch.Tensor, height: int, width: int) -> torch.Tensor:

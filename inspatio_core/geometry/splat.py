@@ -29,22 +29,23 @@ import torch
 import torch.nn.functional as F
 
 from inspatio_core.errors import InputError
-
-NEAR = 0.05
-"""Points nearer to the target camera than this (metres) are dropped."""
-MAX_RADIUS = 4
-"""Largest tent radius in pixels: surfaces stretched more than this come out with holes."""
-POINT_RADIUS = (0.5, 6.0)
-"""Smallest and largest screen radius of a point in :func:`splat_points`, pixels."""
-
-ONE = 256  # one pixel in fixed-point target coordinates
-SLACK = ONE // 16  # claimed beyond the own cell, so that rounding opens no cracks
-STRETCH = ONE + ONE // 8  # a stretch up to this is left at radius one: the slack covers it
-SHRUNK, SHRUNK_SHIFT = ONE // 16, 6  # pixels seen smaller than 1/16 weigh 1/64: packed sums of many must not overflow
-DEPTH_TOLERANCE = 1 << 18  # 1.6 to 3.1 %, in steps of float32 bit patterns
-UNSEEN = 2**31 - 1  # z-buffer value of a target that nothing claimed
-OUTSIDE = -(1 << 30)  # fixed-point coordinate of a dropped pixel
-FARTHEST = 1e30
+from inspatio_core.geometry import _splat_numba
+from inspatio_core.geometry._splat_numba import (
+    DEPTH_TOLERANCE,
+    FARTHEST,
+    MAX_RADIUS,
+    NEAR,
+    ONE,
+    OUTSIDE,
+    POINT_RADIUS,
+    SHRUNK,
+    SHRUNK_SHIFT,
+    SLACK,
+    STRETCH,
+    UNSEEN,
+    point_coefficients,
+    warp_coefficients,
+)
 
 
 class Splat(NamedTuple):
@@ -56,27 +57,6 @@ class Splat(NamedTuple):
     rgb: torch.Tensor
     depth: torch.Tensor
     known: torch.Tensor
-
-
-def warp_coefficients(k00, k01, k02, k11, k12, q00, q01, q02, q11, q12,
-                      r00, r01, r02, t0, r10, r11, r12, t1, r20, r21, r22, t2):  # fmt: skip
-    """Rows of ``A = Kt R Ks^-1`` and ``b = Kt t``, so that a pixel (u, v) at depth d goes to ``d A (u,v,1) + b``.
-
-    ``k`` is the source and ``q`` the target camera matrix (upper triangular). Takes numbers or tensors, and spells
-    every operation out, so that the compiled and the plain path round alike.
-    """
-    a0, a1, a2 = r00 / k00, r10 / k00, r20 / k00
-    b0, b1, b2 = (r01 - k01 * a0) / k11, (r11 - k01 * a1) / k11, (r21 - k01 * a2) / k11
-    c0 = r02 - k02 * a0 - k12 * b0
-    c1 = r12 - k02 * a1 - k12 * b1
-    c2 = r22 - k02 * a2 - k12 * b2
-    magnification = (q00 + q11) / (k00 + k11)
-    return (
-        q00 * a0 + q01 * a1 + q02 * a2, q00 * b0 + q01 * b1 + q02 * b2, q00 * c0 + q01 * c1 + q02 * c2,
-        q00 * t0 + q01 * t1 + q02 * t2,
-        q11 * a1 + q12 * a2, q11 * b1 + q12 * b2, q11 * c1 + q12 * c2, q11 * t1 + q12 * t2,
-        a2, b2, c2, t2, magnification,
-    )  # fmt: skip
 
 
 def splat(
@@ -109,8 +89,6 @@ def splat(
         )
     size = tuple(rgb.shape[1:3]) if size is None else (int(size[0]), int(size[1]))
     if _use_numba(backend, rgb.device):
-        from inspatio_core.geometry import _splat_numba
-
         return Splat(*_splat_numba.splat(rgb, depth, K_source, K_target, target_from_source, size))
     return _splat_torch(rgb, depth, K_source, K_target, target_from_source, size)
 
@@ -251,23 +229,8 @@ def splat_points(
         )
     size = (int(size[0]), int(size[1]))
     if _use_numba(backend, xyz.device):
-        from inspatio_core.geometry import _splat_numba
-
         return Splat(*_splat_numba.splat_points(xyz, rgb, radius, K, world_from_camera, size))
     return _splat_points_torch(xyz, rgb, radius, K, world_from_camera, size)
-
-
-def point_coefficients(k00, k01, k02, k11, k12, r00, r01, r02, t0, r10, r11, r12, t1, r20, r21, r22, t2):
-    """Rows of ``A = K R^T`` and ``b = -A t`` for a camera at world pose (R, t): X goes to ``A X + b``."""
-    b0 = -(r00 * t0 + r10 * t1 + r20 * t2)
-    b1 = -(r01 * t0 + r11 * t1 + r21 * t2)
-    b2 = -(r02 * t0 + r12 * t1 + r22 * t2)
-    return (
-        k00 * r00 + k01 * r01 + k02 * r02, k00 * r10 + k01 * r11 + k02 * r12, k00 * r20 + k01 * r21 + k02 * r22,
-        k00 * b0 + k01 * b1 + k02 * b2,
-        k11 * r01 + k12 * r02, k11 * r11 + k12 * r12, k11 * r21 + k12 * r22, k11 * b1 + k12 * b2,
-        r02, r12, r22, b2,
-    )  # fmt: skip
 
 
 def _splat_points_torch(xyz, rgb, radius, K, world_from_camera, size) -> Splat:

@@ -22,8 +22,9 @@ from inspatio_core.errors import InputError
 _WORK_HEIGHT = 240  # of the shorter side: the flow runs at the integer fraction of the clip's size nearest to this
 _HIDDEN = 0.15  # a pixel is hidden in the other frame where that is nearer by more than this share
 _PARALLAX = 0.15  # share of a pixel's parallax that depth errors may explain
-_VISIBLE = 3.0  # gray levels by which the images must differ for motion to show
+_VISIBLE = 2.0  # gray levels by which the images must differ for motion to show
 _WEAK = 0.75  # most that flow without a visible difference counts
+_CLOSE = 20  # pixels of a 480-row frame: gaps in a moving body that are closed
 _REACH = 24  # pixels of a 480-row frame: how far a moving body extends over pixels that no other frame sees
 _NOISE = 4.0  # multiple of the frame's median residual that noise may reach
 
@@ -35,7 +36,7 @@ def motion_masks(
     world_from_camera: np.ndarray,
     indices: Iterable[int],
     *,
-    gaps: Sequence[int] = (2, 6),
+    gaps: Sequence[int] = (2, 8),
     threshold_pixels: float = 1.5,
     dilate_pixels: int = 7,
 ) -> Iterator[np.ndarray]:
@@ -200,19 +201,25 @@ def _camera_error(rest, x, y, z, usable, K) -> np.ndarray:
 
 def _mask(score: np.ndarray, here: _View, margin: float) -> np.ndarray:
     """Score to mask, full size: weak pixels count next to strong ones, unseen ones near them, specks do not."""
-    weak = cv2.morphologyEx((score > 0.5).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(weak, connectivity=8)
+    core = cv2.morphologyEx((score > _WEAK).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    core = cv2.morphologyEx(core, cv2.MORPH_CLOSE, _disc(_CLOSE * here.scale))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
     strong = np.bincount(labels[score > 1.0], minlength=count)
-    area = stats[:, cv2.CC_STAT_AREA]
-    keep = (strong >= 12) & (strong >= 0.05 * area) & (area >= 20)
+    keep = (strong >= 12) & (stats[:, cv2.CC_STAT_AREA] >= 20)
     keep[0] = False
     mask = keep[labels].astype(np.uint8)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    mask |= cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED) & (score > 0.5)
     mask |= _dilated(mask, _REACH * here.scale) & np.isnan(score)
     mask = _dilated(mask, margin * here.scale)
     height, width = here.full
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
-def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
+def _disc(radius: float) -> np.ndarray:
     side = 2 * round(radius) + 1
-    return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
+    return cv2.dilate(mask, _disc(radius))

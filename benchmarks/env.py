@@ -68,19 +68,20 @@ def work_inspatio(case: dict, seconds: float) -> dict:
 
 def work_miniworld(case: dict, seconds: float) -> dict:
     """One case of MiniWorld, in this process, which needs nothing of ours."""
-    import pyglet
-
-    pyglet.options["headless"] = True
     import gymnasium as gym
-    import miniworld  # noqa: F401  registers
 
     h, w = case["size"]
 
     def make():
+        import pyglet
+
+        pyglet.options["headless"] = True
+        import miniworld  # noqa: F401  registers
+
         return gym.make(case["env"], obs_width=w, obs_height=h, disable_env_checker=True)
 
-    vector = case["worlds"] > 1
-    env = gym.vector.AsyncVectorEnv([make] * case["worlds"]) if vector else make()
+    vector = case["worlds"] > 1  # spawned: a forked OpenGL context hangs
+    env = gym.vector.AsyncVectorEnv([make] * case["worlds"], context="spawn") if vector else make()
     result = measure(env, vector, seconds)
     result["rendered_per_second"] = result["steps_per_second"]
     if not vector:

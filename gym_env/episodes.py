@@ -12,7 +12,6 @@ import torch
 
 from gym_env.settings import Settings
 from gym_env.spaces import Actions, Observations
-from inspatio_core import assets
 from inspatio_core.errors import InputError
 from inspatio_core.geometry.motion import se3_exp
 from inspatio_core.geometry.playhead import PlayheadCommand
@@ -119,7 +118,7 @@ class Episodes:
         for scene in scenes:
             if not isinstance(scene, Reference):
                 names.append(str(scene))
-                scene = open_reference(find_scene(scene))
+                scene = open_reference(scene)
             else:
                 names.append(scene.name)
             references.append(self.world.fitted(scene))
@@ -252,16 +251,6 @@ class Episodes:
         if self.session is not None:
             self.session.close()
             self.session = None
-
-
-def find_scene(scene: str | Path) -> Path:
-    """Path of a shipped scene by its name, or of the video or folder that ``scene`` names."""
-    shipped = assets.scenes()
-    if str(scene) in shipped:
-        return assets.find(f"scenes/{scene}")
-    if Path(scene).exists():
-        return Path(scene)
-    raise InputError(f"scenes: {str(scene)!r} is neither a shipped scene ({', '.join(shipped)}) nor a file or folder")
 
 
 def row(infos: dict[str, np.ndarray], index: int) -> dict[str, Any]:

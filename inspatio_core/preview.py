@@ -1,4 +1,4 @@
-"""The contact sheet: source, anchor, result, depth and map of one frame, on one picture."""
+"""The contact sheet: source, anchor, result, depth and map (from behind, from above) of one frame, on one picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from inspatio_core.geometry.camera import invert_pose
 
 BACKGROUND, INK, FAINT = (17, 20, 26), (240, 242, 246), (150, 158, 172)
-PATH, VIEW = (255, 176, 59), (77, 208, 225)
+MAP, PATH, VIEW = (58, 65, 77), (255, 176, 59), (77, 208, 225)
 TILE_WIDTH, GAP, LABEL = 640, 16, 44
 
 
@@ -36,15 +36,16 @@ def contact_sheet(reference, frame, point_map, path: Tensor, number: int) -> np.
     source = reference.rgb(frame.source_index).numpy()
     share = float(frame.known.float().mean())
     near, far = (float(x) for x in np.quantile(frame.depth.numpy(), [0.01, 0.99]))
-    count = len(point_map)
-    wide = (tile[0] * 2 + GAP, tile[1])
+    behind = _map(frame, point_map, path, tile, pitch=38, zoom=1.1)
+    above = _map(frame, point_map, path, tile, pitch=90, zoom=5, ruler=True)
     unit = "metres" if reference.metric else "metres, scale assumed"
     tiles = [
         (0, 0, "source", f"frame {frame.source_index} of {reference.frame_count}", _fit(source, tile)),
         (0, 1, "anchor", f"{share:.0%} known from the source and the memory", _fit(_anchor(frame), tile)),
         (0, 2, "result", f"frame {number} of {len(path)}, {frame.stamp:.1f} s", _fit(frame.rgb.numpy(), tile)),
         (1, 0, "depth", unit, _fit(_depth(frame, near, far), tile)),
-        (1, 1, "map", f"{count} points, seen from above", _map(frame, point_map, path, wide)),
+        (1, 1, "map", f"{len(point_map)} points; orange: camera path, blue: this view", behind),
+        (1, 2, "map", "from above", above),
     ]
     canvas = np.full((2 * (tile[1] + LABEL + GAP) + GAP // 2, 3 * (tile[0] + GAP) + GAP, 3), BACKGROUND, np.uint8)
     for row, column, title, note, image in tiles:
@@ -95,24 +96,31 @@ def _scale_bar(image: np.ndarray, x: int, y: int, near: float, far: float) -> No
     _text(box, (end + 150, 21), f"{far:.2g} m", 16, INK)
 
 
-def _map(frame, point_map, path: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The point map from above and behind, with the camera path and the frame's view frustum."""
+def _map(frame, point_map, path: Tensor, size: tuple[int, int], pitch: float, zoom: float, ruler: bool = False):
+    """The point map seen from behind and above, with the camera path and the frame's view frustum."""
     width, height = size
     if len(point_map) == 0:
-        return np.full((height, width, 3), BACKGROUND, np.uint8)
-    K, eye = _overview(point_map.points().xyz.double().cpu(), path, frame, size)
+        return np.full((height, width, 3), MAP, np.uint8)
+    K, eye, distance = _overview(point_map.points().xyz.double().cpu(), path, frame, size, pitch, zoom)
     seen = point_map.render(K, eye, (height, width))
-    image = torch.where(seen.known[..., None], seen.rgb, torch.tensor(BACKGROUND, dtype=torch.uint8)).cpu().numpy()
+    image = torch.where(seen.known[..., None], seen.rgb, torch.tensor(MAP, dtype=torch.uint8)).cpu().numpy()
     image = np.ascontiguousarray(image)
-    corners = _frustum(frame, depth=float(frame.depth.median()) * 0.45)
     _line(image, path[:, :3, 3], K, eye, PATH, 3)
+    corners = _frustum(frame)
     for a, b in ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)):
         _line(image, torch.stack([corners[a], corners[b]]), K, eye, VIEW, 2)
+    if ruler:
+        metre = float(K[0, 0]) / distance
+        length = 10.0 ** math.floor(math.log10(0.4 * width / metre))
+        end = 20 + round(length * metre)
+        cv2.line(image, (20, height - 20), (end, height - 20), INK, 2, cv2.LINE_AA)
+        _text(image, (end + 10, height - 15), f"{length:g} m", 16, INK)
     return image
 
 
-def _frustum(frame, depth: float) -> Tensor:
-    """Camera centre and the four corners of its image plane at ``depth``, world [5, 3]."""
+def _frustum(frame) -> Tensor:
+    """Camera centre and the four corners of its image plane, a third of the way into the scene; world [5, 3]."""
+    depth = float(frame.depth.median()) / 3
     height, width = frame.known.shape
     pixels = torch.tensor([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], dtype=torch.float64)
     rays = pixels @ torch.linalg.inv(frame.K).T * depth
@@ -120,18 +128,23 @@ def _frustum(frame, depth: float) -> Tensor:
     return points @ frame.world_from_camera[:3, :3].T + frame.world_from_camera[:3, 3]
 
 
-def _overview(xyz: Tensor, path: Tensor, frame, size: tuple[int, int], pitch: float = 38.0) -> tuple[Tensor, Tensor]:
-    """Intrinsics and pose of a camera that looks down on nearly all points and on the camera path."""
+def _overview(
+    xyz: Tensor, path: Tensor, frame, size: tuple[int, int], pitch: float, zoom: float
+) -> tuple[Tensor, Tensor, float]:
+    """A camera that looks down by ``pitch`` degrees on nearly all points and on the camera path.
+
+    Returns its intrinsics, its pose and its distance from the middle of what it shows.
+    """
     width, height = size
     sample = xyz[:: max(1, len(xyz) // 20_000)]
     low, high = torch.quantile(sample, 0.03, 0), torch.quantile(sample, 0.97, 0)
     inside = sample[((sample >= low) & (sample <= high)).all(1)]
-    wanted = torch.cat([inside, path[:, :3, 3], _frustum(frame, depth=float(frame.depth.median()) * 0.45)])
+    wanted = torch.cat([inside, path[:, :3, 3], _frustum(frame)])
     a = math.radians(pitch)
     rotation = torch.tensor(
         [[1, 0, 0], [0, math.cos(a), math.sin(a)], [0, -math.sin(a), math.cos(a)]], dtype=torch.float64
     )
-    focal = 1.1 * width
+    focal = zoom * width
     K = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=torch.float64)
     local = wanted @ rotation
     centre = (local.amin(0) + local.amax(0)) / 2
@@ -141,7 +154,7 @@ def _overview(xyz: Tensor, path: Tensor, frame, size: tuple[int, int], pitch: fl
     eye = torch.eye(4, dtype=torch.float64)
     eye[:3, :3] = rotation
     eye[:3, 3] = rotation @ (centre - torch.tensor([0.0, 0.0, distance], dtype=torch.float64))
-    return K, eye
+    return K, eye, distance
 
 
 def _line(image: np.ndarray, points: Tensor, K: Tensor, eye: Tensor, colour: tuple[int, int, int], width: int) -> None:

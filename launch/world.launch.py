@@ -107,11 +107,21 @@ def world(context):
         additional_env=transport(os.environ),
         output="screen",
         emulate_tty=False,
+        # launch leaves SIGINT to the terminal; sent to launch alone, the node would hear of it only after this time.
+        sigterm_timeout="1",
+        sigkill_timeout="4",
     )
     actions = [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=ended))]
     if other["rviz"].lower() in ("true", "1", "yes", "on"):
-        config = SHARE / "rviz/world.rviz"
-        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", str(config)], output="log"))
+        rviz = Node(
+            package="rviz2",
+            executable="rviz2",
+            namespace=other["namespace"],
+            arguments=["-d", str(SHARE / "rviz/world.rviz"), "-f", given["frame_prefix"] + "map"],
+            parameters=[{"use_sim_time": True}],
+            output="log",
+        )
+        actions.append(rviz)
     return actions
 
 

@@ -28,10 +28,11 @@ from std_srvs.srv import Trigger
 from tf2_ros import Buffer, TransformException, TransformListener
 
 from inspatio_core.errors import InputError
+from inspatio_core.generators import make_generator
 from inspatio_core.geometry.motion import Motion
 from inspatio_core.reference import Reference, open_reference
 from inspatio_core.session import Session
-from inspatio_core.world import World
+from inspatio_core.world import World, choose_device
 from inspatio_ros import frames, messages, parameters
 from inspatio_ros.commands import Commands
 from inspatio_ros.outputs import Frames, MapCloud, Stamps
@@ -125,20 +126,22 @@ class WorldNode(Node):
 
     def _open_world(self, progress) -> tuple[World, Session]:
         s = self.settings
-        argument, path = s.source
-        progress(f"opening {path}", 0.0)
+        # What can be told at once is told before a clip is prepared for minutes.
+        device, generator = choose_device(s.device), make_generator(s.generator)
+        argument, source = s.source
+        progress(f"opening {source}", 0.0)
         try:
             self.reference = open_reference(
-                path, s.size, metres_per_unit=s.metres_per_unit or None, progress=progress
+                source, s.size, metres_per_unit=s.metres_per_unit or None, progress=progress
             )
         except InputError as error:
             raise InputError(f"{argument}: {error}") from None
         progress("building the world", 1.0)
         world = World(
             [self.reference],
-            s.generator,
+            generator,
             size=self.reference.size,
-            device=s.device,
+            device=device,
             fps=s.fps,
             memory=s.memory,
             map_limit=s.map_limit,

@@ -9,7 +9,6 @@ from pathlib import Path
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from inspatio_core import assets
 from inspatio_core.errors import InputError
 
 DEFAULT_SCENE = "courtyard"
@@ -100,18 +99,9 @@ class Settings:
     map_bandwidth: float
 
     @property
-    def source(self) -> tuple[str, Path]:
-        """(the argument that names it, the path) of what to open."""
-        if self.video:
-            return "video", Path(self.video).expanduser()
-        path = Path(self.scene).expanduser()
-        if self.scene and path.exists():
-            return "scene", path
-        name = self.scene or DEFAULT_SCENE
-        if "/" not in name and name in assets.scenes():
-            return "scene", assets.find(f"scenes/{name}")
-        known = ", ".join(assets.scenes()) or "none"
-        raise InputError(f"scene: {name} is neither a folder nor a shipped scene ({known}); give scene:= or video:=")
+    def source(self) -> tuple[str, str]:
+        """(the argument that names it, the path or the shipped scene's name) of what to open."""
+        return ("video", self.video) if self.video else ("scene", self.scene or DEFAULT_SCENE)
 
 
 def parse_size(text: str) -> tuple[int, int] | str:

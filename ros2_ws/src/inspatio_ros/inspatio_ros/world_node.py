@@ -16,7 +16,11 @@ def main(args: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from inspatio_ros.node import run
 
-    sys.exit(run(stop, args))
+    code = run(stop, args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is taken down by now; the interpreter's own end takes seconds on a busy machine.
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,259 @@
+"""Starting and ending: arguments, bad input, signals, two worlds in one graph."""
+
+import importlib.util
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import rclpy
+import torch
+from inspatio_ros import messages, node, parameters
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from simulation_interfaces.msg import SimulationState
+from simulation_interfaces.srv import GetSimulationState
+
+from inspatio_core.errors import InputError
+from tests.ros.graph import SIZE, Driver, Launched, alive, until
+
+ROOT = Path(__file__).resolve().parents[2]
+EXECUTABLE = ROOT / "ros2_ws/src/inspatio_ros/exe/world_node"
+
+
+def launch_file():
+    spec = importlib.util.spec_from_file_location("world_launch", ROOT / "launch/world.launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestArguments:
+    def test_show_args_documents_every_argument(self):
+        shown = subprocess.run(
+            ["ros2", "launch", "inspatio", "world.launch.py", "--show-args"], capture_output=True, text=True, timeout=60
+        )
+        assert shown.returncode == 0, shown.stderr
+        described = dict(re.findall(r"'(\w+)':\n\s+(.+)", shown.stdout))
+        wanted = (
+            "video scene generator checkpoint_path device dtype size fps seed pacing planar metres_per_unit stamped "
+            "namespace frame_prefix publish_clock relative_to_source memory loop"
+        ).split()
+        assert set(wanted) <= set(described) and all(len(d) > 10 for d in described.values())
+
+    def test_launch_file_parameter_file_and_node_agree(self):
+        import yaml
+
+        ours = {name: default for name, (default, _) in parameters.PARAMETERS.items()}
+        file = yaml.safe_load((ROOT / "config/world.yaml").read_text())["/**"]["ros__parameters"]
+        assert file == {**ours, "size": "auto"}
+        for name, kind, default, _ in launch_file().ARGUMENTS:
+            value = default == "true" if kind is bool else kind(default)
+            assert value == ours[name], name
+
+    @pytest.mark.parametrize(
+        "name, value, line",
+        [
+            ("size", "big", "size: 'big' is not HEIGHTxWIDTH"),
+            ("pacing", "fast", "pacing: 'fast' is not one of"),
+            ("dtype", "int4", "dtype: 'int4' is not one of"),
+            ("loop", "twice", "loop: 'twice' is not one of"),
+            ("checkpoint_path", "/nowhere.safetensors", "checkpoint_path: /nowhere.safetensors does not exist"),
+            ("fps", 0.0, "fps"),
+            ("seed", "seven", "seed"),
+        ],
+    )
+    def test_a_bad_value_is_one_line_that_names_it(self, name, value, line):
+        context = Context()
+        rclpy.init(context=context)
+        n = Node("n", context=context, parameter_overrides=[Parameter(name, value=value)])
+        try:
+            with pytest.raises(Exception) as caught:
+                parameters.declare(n)
+        finally:
+            n.destroy_node()
+            rclpy.shutdown(context=context)
+        text, code = node.explain(caught.value, None)
+        assert line in text and "\n" not in text and code == 2
+
+    def test_memory_and_device_errors_name_the_argument(self):
+        settings = SimpleNamespace(device="cuda:0", size=(480, 832))
+        text, code = node.explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\n..."), settings)
+        assert (code, "\n" in text) == (2, False) and "device:=cuda:0" in text and "size:=480x832" in text
+        text, code = node.explain(InputError("device: 'cuda:3' is not here"), settings)
+        assert (text, code) == ("device: 'cuda:3' is not here", 2)
+        text, code = node.explain(ZeroDivisionError("division\nby zero"), settings)
+        assert (text, code) == ("ZeroDivisionError: division by zero", 1)
+
+    def test_what_is_opened(self):
+        def source(**fields):
+            return parameters.Settings.source.fget(SimpleNamespace(**{"video": "", "scene": "", **fields}))
+
+        assert source(video="a.mp4") == ("video", "a.mp4")
+        assert source(scene="here") == ("scene", "here")
+        assert source() == ("scene", "courtyard")
+
+
+class TestTransport:
+    def test_profile_and_allocator_are_set(self):
+        env = launch_file().transport({})
+        assert env["MALLOC_ARENA_MAX"] == "1"
+        if shutil.disk_usage("/dev/shm").free >= 256 << 20:
+            assert "134217728" in Path(env["FASTRTPS_DEFAULT_PROFILES_FILE"]).read_text()
+
+    def test_what_the_user_has_set_is_left_alone(self):
+        transport, profile = launch_file().transport, "FASTRTPS_DEFAULT_PROFILES_FILE"
+        env = transport({profile: "mine.xml", "MALLOC_ARENA_MAX": "4"})
+        assert profile not in env and "MALLOC_ARENA_MAX" not in env
+        assert profile not in transport({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"})
+
+    @pytest.mark.parametrize("free, segment", [(64 << 20, 32 << 20), (1 << 20, None)])
+    def test_a_small_shared_memory_gets_a_small_segment_or_none(self, monkeypatch, tmp_path, free, segment):
+        module = launch_file()
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
+        file = module.transport({}).get("FASTRTPS_DEFAULT_PROFILES_FILE")
+        assert file is None if segment is None else f"<segment_size>{segment}<" in Path(file).read_text()
+
+
+def run_node(capfd, *arguments: str) -> tuple[int, list[str]]:
+    """(exit code, lines) of the node with arguments that end it."""
+    stop = SimpleNamespace(event=threading.Event(), armed=False, exit_within=lambda seconds, code: None)
+    code = node.run(stop, ["--ros-args", *(a for v in arguments for a in ("-p", v))])
+    captured = capfd.readouterr()
+    return code, (captured.out + captured.err).strip().splitlines()
+
+
+class TestBadInput:
+    def test_a_bad_video_is_one_clear_line_and_a_non_zero_exit(self, tmp_path):
+        launched = Launched(f"video:={tmp_path}/none.mp4")
+        until(lambda: launched.process.poll() is not None, "the launch to end")
+        assert launched.end() != 0
+        ours = [line for line in launched.lines if line.startswith("[world_node-1]")]
+        assert len(ours) == 1 and "[FATAL]" in ours[0], launched.output
+        assert "video: " in ours[0] and "none.mp4" in ours[0]
+        assert "Traceback" not in launched.output
+
+    @pytest.mark.parametrize(
+        "value, line",
+        [
+            ("generator:=dreams", "generator: "),
+            ("device:=cuda:77", "device: "),
+            ("scene:=nowhere", "scene: nowhere: no such"),
+        ],
+    )
+    def test_a_bad_generator_device_or_scene(self, capfd, value, line):
+        code, output = run_node(capfd, value)
+        assert code == 2 and len(output) == 1, output
+        assert "[FATAL]" in output[0] and line in output[0]
+
+
+class TestSignals:
+    @pytest.mark.parametrize(
+        "number",
+        [
+            signal.SIGINT,
+            signal.SIGKILL,
+            pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+            pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+        ],
+    )
+    def test_a_signal_to_the_launch_alone_ends_everything(self, number):
+        launched = Launched(f"size:={SIZE}")
+        pid = launched.node_pid()
+        launched.wait_line("driving")
+        start = time.monotonic()
+        code = launched.end(number)
+        until(lambda: not alive(pid), "the node to end", patience=5.0)
+        assert time.monotonic() - start < 10
+        if number == signal.SIGINT:
+            assert code == 0 and "process has finished cleanly" in launched.output
+        assert "Traceback" not in launched.output
+
+    @pytest.mark.parametrize(
+        "number, after",
+        [
+            (signal.SIGINT, 0.1),
+            (signal.SIGTERM, 2.0),
+            pytest.param(signal.SIGINT, 1.0, marks=pytest.mark.slow),
+            pytest.param(signal.SIGHUP, 1.5, marks=pytest.mark.slow),
+        ],
+    )
+    def test_a_signal_while_starting_or_loading_ends_the_node_with_0(self, number, after):
+        process = subprocess.Popen(
+            [sys.executable, str(EXECUTABLE)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell does for `command &`
+        )
+        until(lambda: "python" in Path(f"/proc/{process.pid}/comm").read_text(), "the interpreter")
+        until(lambda: handles(process.pid, number), "its signal handler")
+        time.sleep(after)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=10)
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def test_loading_is_visible_as_a_simulation_state(graph):
+    launched = Launched(f"size:={SIZE}")
+    try:
+        seen = []
+
+        def state():
+            answer = graph.call(GetSimulationState, "/world/get_simulation_state")
+            seen.append(answer.state.state)
+            return seen[-1] == SimulationState.STATE_PLAYING
+
+        until(state, "the world to play")
+        assert set(seen) <= {SimulationState.STATE_LOADING_WORLD, SimulationState.STATE_PLAYING}
+    finally:
+        assert launched.end() == 0, launched.output
+
+
+def test_two_worlds_in_one_graph(graph):
+    """Each with its namespace and frames, one clock, one tree: each camera can be looked up in the other."""
+    left = Launched(f"size:={SIZE}", "namespace:=left", "frame_prefix:=left/")
+    right = Launched(f"size:={SIZE}", "namespace:=right", "frame_prefix:=right/", "publish_clock:=false")
+    try:
+        tf = graph.tf()
+        clock = graph.topic(Clock, "/clock")
+        frames = [f"{side}/camera_optical_frame" for side in ("left", "right")]
+        until(lambda: tf.can_transform(*frames, Time()), "both cameras in one tree")
+        assert graph.node.count_publishers("/clock") == 1 and clock.next(3)
+        assert np.allclose(messages.matrix(tf.lookup_transform(*frames, Time()).transform), np.eye(4), atol=1e-6)
+        # Driving one moves one.
+        driver = Driver(graph, left, "/left")
+        driver.twist(1.0, 0, 0, 0, 0, 0)
+
+        def moved():
+            T = messages.matrix(tf.lookup_transform("world", frames[0], Time()).transform)
+            return T[0, 3] > 0.3
+
+        until(moved, "the left camera to move")
+        still = messages.matrix(tf.lookup_transform("world", frames[1], Time()).transform)
+        assert np.allclose(still[:3, 3], 0, atol=1e-9)
+        newest = tf.lookup_transform("world", frames[1], Time()).header.stamp
+        now = clock.messages[-1].clock
+        assert abs((newest.sec - now.sec) + (newest.nanosec - now.nanosec) * 1e-9) < 2.0, "right follows left's clock"
+    finally:
+        graph.close_topics()
+        for launched in (left, right):
+            launched.end()

@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
-import threading
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import supervise
 
+from tests.packaging.terminal import press_ctrl_c, start_in_terminal
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Terminal:
-    """A command in a terminal of its own; what it prints is kept."""
-
-    def __init__(self, command: list[str], env: dict[str, str]):
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            os.execvpe(command[0], command, env)
-        self.shown = b""
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self):
-        try:
-            while data := os.read(self.terminal, 4096):
-                self.shown += data
-        except OSError:
-            pass  # how Linux says that the other end of the terminal was closed
-
-    def ctrl_c(self):
-        os.write(self.terminal, b"\x03")
-
-    def wait(self, seconds: float) -> int | None:
-        """Exit code, None when it is still running after so long."""
-        descriptor = os.pidfd_open(self.pid)
-        ended = select.select([descriptor], [], [], seconds)[0]
-        os.close(descriptor)
-        if not ended:
-            return None
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        self.reader.join(1.0)
-        os.close(self.terminal)
-        return code
 
 
 @pytest.mark.slow
@@ -56,7 +22,7 @@ def test_make_run_serves_frames_and_ends_with_zero_on_ctrl_c():
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import Image
 
-    run = Terminal(["make", "-C", str(ROOT), "run"], dict(os.environ))
+    terminal = start_in_terminal(["make", "-C", str(ROOT), "run"])
     rclpy.init()
     node = rclpy.create_node("spectator")
     frames = []
@@ -66,12 +32,12 @@ def test_make_run_serves_frames_and_ends_with_zero_on_ctrl_c():
         deadline = time.monotonic() + 60.0
         while len(frames) < 10 and time.monotonic() < deadline:
             rclpy.spin_once(node, timeout_sec=0.1)
-        started = supervise.descendants(run.pid)
+        started = supervise.descendants(terminal.pid)
         memory = supervise.shared_memory(started)
-        run.ctrl_c()
-        code = run.wait(6.0)
-        assert len(frames) >= 10, run.shown.decode()
-        assert code == 0, run.shown.decode()
+        press_ctrl_c(terminal)
+        shown, _ = terminal.communicate(timeout=6)
+        assert len(frames) >= 10, shown.decode()
+        assert terminal.returncode == 0, shown.decode()
         assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
         left = {name for name in memory if Path("/dev/shm", name).exists()}
         assert left <= supervise.shared_memory([os.getpid()])
@@ -83,6 +49,7 @@ def test_make_run_serves_frames_and_ends_with_zero_on_ctrl_c():
 
 def test_run_tells_a_missing_video_in_one_line():
     env = {**os.environ, "VIDEO": "no such clip.mp4", "ROS": "none"}
-    run = Terminal([str(ROOT / ".venv" / "bin" / "python"), str(ROOT / "scripts" / "run.py")], env)
-    assert run.wait(20.0) == 2
-    assert run.shown.decode().strip() == "make run: VIDEO=no such clip.mp4: no such file, folder or shipped scene"
+    command = [ROOT / ".venv" / "bin" / "python", ROOT / "scripts" / "run.py"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.strip() == "make run: VIDEO=no such clip.mp4: no such file, folder or shipped scene"

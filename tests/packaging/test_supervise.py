@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
 import shlex
 import signal
 import subprocess
@@ -14,6 +11,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+
+from tests.packaging.terminal import press_ctrl_c, start_in_terminal
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "supervise.py"
 
@@ -95,21 +94,12 @@ def test_a_signal_to_make_alone_ends_everything(tmp_path, number):
 
 def test_ctrl_c_in_a_terminal_lets_make_end_with_zero(tmp_path):
     run = Started(tmp_path, "polite")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvp("make", ["make", "-C", str(tmp_path), "--no-print-directory", "run"])
-    shown = b""
-    while b"up" not in shown:
-        assert select.select([terminal], [], [], 10)[0], shown
-        shown += os.read(terminal, 1024)
-    os.write(terminal, b"\x03")
-    try:
-        while shown := os.read(terminal, 1024):
-            assert b"Error" not in shown
-    except OSError:
-        pass  # how Linux says that the other end of the terminal was closed
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
+    terminal = start_in_terminal(["make", "-C", str(tmp_path), "--no-print-directory", "run"])
+    assert terminal.stdout.readline() == b"up\r\n"
+    press_ctrl_c(terminal)
+    shown, _ = terminal.communicate(timeout=6)
+    assert terminal.returncode == 0
+    assert b"Error" not in shown
     run.assert_nothing_left(0)
 
 

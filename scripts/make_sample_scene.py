@@ -21,7 +21,8 @@ import numpy as np
 from numba import njit, prange
 from tqdm import tqdm
 
-from inspatio_core.reference.scene import SceneWriter
+from inspatio_core.reference.motion_mask import motion_masks
+from inspatio_core.reference.scene import SceneWriter, read_depth, read_image
 
 SIZE = (480, 832)
 FPS = 24.0
@@ -599,6 +600,20 @@ def develop(rgb: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(x ** (1 / 1.75), 0, 1) * 255).astype(np.uint8)
 
 
+def write_masks(writer: SceneWriter, K: np.ndarray, poses: np.ndarray) -> None:
+    """The masks that a prepared video gets, found in the pictures; the exact ones lie in true_moving."""
+    writer.flush()
+    found = motion_masks(
+        lambda i: read_image(writer.file("images", i)),
+        lambda i: read_depth(writer.file("depth", i), DEPTH_UNIT),
+        np.tile(K, (len(poses), 1, 1)),
+        poses,
+        range(len(poses)),
+    )
+    for i, moving in enumerate(found):
+        writer.mask(i, moving)
+
+
 def main() -> None:
     """Render and write the scene folder."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -618,9 +633,11 @@ def main() -> None:
             writer.depth(i, depth, DEPTH_UNIT)
             writer.true_moving(i, moving)
             poses.append(camera)
+        poses = np.stack(poses)
+        write_masks(writer, K, poses)
         writer.finish(
             K,
-            np.stack(poses),
+            poses,
             size=SIZE,
             fps=FPS,
             name="courtyard",

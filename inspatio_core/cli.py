@@ -660,11 +660,13 @@ def shipped_trajectories() -> list[Path]:
 def find_trajectory(name: str) -> Path:
     """A trajectory file by path, or a shipped one by its name, with or without folder and suffix."""
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     for shipped in shipped_trajectories():
         if name in (shipped.stem, shipped.name) or (path.parent.name == "traj" and path.name == shipped.name):
             return shipped
+    if path.is_dir():
+        raise InputError(f"{name}: is a folder; give a trajectory file")
     names = ", ".join(p.stem for p in shipped_trajectories())
     raise InputError(f"{name}: no such trajectory file; give a file, or one of the shipped names: {names}")
 

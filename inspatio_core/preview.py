@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inspatio_core.geometry.camera import invert_pose
+from inspatio_core.geometry.splat import splat_points
 
 BACKGROUND, INK, FAINT = (17, 20, 26), (240, 242, 246), (150, 158, 172)
 MAP, PATH, VIEW = (58, 65, 77), (255, 176, 59), (77, 208, 225)
@@ -101,8 +102,10 @@ def _map(frame, point_map, path: Tensor, size: tuple[int, int], pitch: float, zo
     width, height = size
     if len(point_map) == 0:
         return np.full((height, width, 3), MAP, np.uint8)
-    K, eye, distance = _overview(point_map.points().xyz.double().cpu(), path, frame, size, pitch, zoom)
-    seen = point_map.render(K, eye, (height, width))
+    points = point_map.points()
+    K, eye, distance = _overview(points.xyz.double().cpu(), path, frame, size, pitch, zoom)
+    # Points are sized for the views they came from; from above a floor that was seen at a slant would have gaps.
+    seen = splat_points(points.xyz, points.rgb, points.radius * 3, K, eye, (height, width))
     image = torch.where(seen.known[..., None], seen.rgb, torch.tensor(MAP, dtype=torch.uint8)).cpu().numpy()
     image = np.ascontiguousarray(image)
     _line(image, path[:, :3, 3], K, eye, PATH, 3)
@@ -137,7 +140,7 @@ def _overview(
     """
     width, height = size
     sample = xyz[:: max(1, len(xyz) // 20_000)]
-    low, high = torch.quantile(sample, 0.03, 0), torch.quantile(sample, 0.97, 0)
+    low, high = torch.quantile(sample, 0.05, 0), torch.quantile(sample, 0.95, 0)
     inside = sample[((sample >= low) & (sample <= high)).all(1)]
     wanted = torch.cat([inside, path[:, :3, 3], _frustum(frame)])
     a = math.radians(pitch)

@@ -241,6 +241,7 @@ def test_info_on_a_video_a_trajectory_and_poses(capsys, tmp_path, arc, scene):
 
 def test_shipped_things_go_by_their_names(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pan").mkdir()  # as of an earlier render
     code, out, err = run(capsys, "scenes")
     assert code == 0
     names = {line.split()[1] for line in out.splitlines()}

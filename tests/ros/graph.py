@@ -117,6 +117,15 @@ class Topic:
         have = len(self.messages)
         return self.wait(have + count)[have : have + count]
 
+    def settle(self, quiet: float = 0.2) -> Topic:
+        """Wait until nothing has come for a while."""
+        have, since = len(self.messages), time.monotonic()
+        while time.monotonic() - since < quiet:
+            if len(self.messages) != have:
+                have, since = len(self.messages), time.monotonic()
+            time.sleep(0.01)
+        return self
+
     def matched(self) -> Topic:
         """Wait until there is a publisher."""
         until(lambda: self._graph.node.count_publishers(self.name), f"a publisher of {self.name}")
@@ -214,6 +223,14 @@ class Driver:
     def step(self, frames: int = 4) -> None:
         result = self.call(StepSimulation, "step_simulation", steps=frames).result
         assert result.result == Result.RESULT_OK, result.error_message
+
+    def stepped_topic(self, kind: type, name: str) -> Topic:
+        """A topic of the paused world: from now on every step's messages come, and none from before."""
+        topic = self.topic(kind, name)
+        while not topic.messages:
+            self.step(4)
+            time.sleep(0.02)
+        return topic.settle()
 
     def twist(self, *v: float) -> None:
         """Publish a cmd_vel: vx, vy, vz, wx, wy, wz."""

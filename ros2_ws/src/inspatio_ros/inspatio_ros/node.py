@@ -25,7 +25,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time as RosTime
 from std_msgs.msg import Float64, Int64
 from std_srvs.srv import Trigger
-from tf2_ros import Buffer, TransformException, TransformListener
+from tf2_ros import TransformException
 
 from inspatio_core.errors import InputError
 from inspatio_core.generators import make_generator
@@ -75,8 +75,6 @@ class WorldNode(Node):
             pacing=self.settings.pacing,
         )
         self._map = MapCloud(self, self.settings, self._map_stamp, self._point_map)
-        self._tf = Buffer()
-        self._listener = TransformListener(self._tf, self)
         self.create_subscription(
             TwistStamped if self.settings.stamped else Twist,
             "cmd_vel",
@@ -167,13 +165,13 @@ class WorldNode(Node):
 
     def _reset(self, state: bool, time: bool) -> None:
         if time:
-            self._tf.clear()
+            self.frames.tree.buffer.clear()
         self.worker.reset(state, time)
         if state:
             self.commands.playhead(loop=self.settings.loop)
 
     def _halt(self) -> None:
-        self._tf.clear()
+        self.frames.tree.buffer.clear()
         self.worker.halt()
         self.commands.playhead(loop=self.settings.loop)
 
@@ -253,9 +251,9 @@ class WorldNode(Node):
             return np.eye(4)
         where = (self.frames.names.map, header.frame_id)
         stamp = RosTime.from_msg(header.stamp)
-        if stamp.nanoseconds == 0 or not self._tf.can_transform(*where, stamp):
+        if stamp.nanoseconds == 0 or not self.frames.tree.buffer.can_transform(*where, stamp):
             stamp = RosTime()
-        return messages.matrix(self._tf.lookup_transform(*where, stamp).transform)
+        return messages.matrix(self.frames.tree.buffer.lookup_transform(*where, stamp).transform)
 
     def _on_rate(self, msg: Float64) -> None:
         self._playhead("rate", rate=msg.data)

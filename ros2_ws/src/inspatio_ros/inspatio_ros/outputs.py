@@ -10,6 +10,7 @@ import array
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped, Twist
@@ -22,7 +23,8 @@ from rclpy.time import Time as RosTime
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, Int64
-from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
+from tf2_msgs.msg import TFMessage
+from tf2_ros import Buffer, StaticTransformBroadcaster, TransformBroadcaster
 
 from inspatio_core.geometry.point_map import PointMap
 from inspatio_ros import frames, images, messages
@@ -70,14 +72,51 @@ class Stamps:
         return even
 
 
+class Tree:
+    """tf both ways: sends this robot's frames and hears everybody else's.
+
+    The frames of the robot itself enter ``buffer`` as they are sent, not by way of the network: a pose in
+    ``base_link`` is relative to where the robot is now.
+    """
+
+    def __init__(self, node: Node, names: FrameNames):
+        self.buffer = Buffer()
+        self._own = {names.map, names.odom, names.base, names.camera, names.optical}
+        self._authority = node.get_fully_qualified_name()
+        self._dynamic = TransformBroadcaster(node)
+        self._static = StaticTransformBroadcaster(node)
+        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        hear, hear_static = self.buffer.set_transform, self.buffer.set_transform_static
+        node.create_subscription(TFMessage, "/tf", partial(self._hear, hear), 100)
+        node.create_subscription(TFMessage, "/tf_static", partial(self._hear, hear_static), latched)
+
+    def _hear(self, take: Callable, msg: TFMessage) -> None:
+        for t in msg.transforms:
+            if t.child_frame_id not in self._own:
+                take(t, "tf")
+
+    def send(self, transforms: list[TransformStamped]) -> None:
+        """Transforms of one frame."""
+        for t in transforms:
+            self.buffer.set_transform(t, self._authority)
+        self._dynamic.sendTransform(transforms)
+
+    def send_static(self, transforms: list[TransformStamped]) -> None:
+        """Transforms that never change."""
+        for t in transforms:
+            self.buffer.set_transform_static(t, self._authority)
+        self._static.sendTransform(transforms)
+
+
 class Frames:
     """Publishers of one camera and its robot."""
 
     def __init__(self, node: Node, settings: Settings, stamps: Stamps):
         self.settings = settings
         self.names = FrameNames(settings.frame_prefix)
+        self.tree = Tree(node, self.names)
         self._stamps = stamps
-        self._tree = frames.OdomTree()
+        self._split = frames.OdomTree()
         self._next_points = 0.0
         sensor = QoSProfile(depth=5)
         allow = QoSOverridingOptions.with_default_policies()
@@ -94,13 +133,11 @@ class Frames:
         self._odom = publisher(Odometry, "odom")
         self._playhead = node.create_publisher(Int64, "~/playhead/frame", 5)
         self._clock = node.create_publisher(Clock, "/clock", 1) if settings.publish_clock else None
-        self._tf = TransformBroadcaster(node)
-        self._static = StaticTransformBroadcaster(node)
         # Kept and refilled: making 1 MB messages anew for every frame costs more than sending them.
         self._image_msg, self._depth_msg, self._points_msg = Image(), Image(), PointCloud2()
-        self._static.sendTransform(self._static_transforms(node))
+        self.tree.send_static(self._static_transforms())
 
-    def _static_transforms(self, node: Node) -> list[TransformStamped]:
+    def _static_transforms(self) -> list[TransformStamped]:
         n, stamp = self.names, RosTime(clock_type=ClockType.ROS_TIME).to_msg()
         out = [
             messages.transform(_IDENTITY, n.base, n.camera, stamp),
@@ -116,10 +153,10 @@ class Frames:
         n = self.names
         if self._clock is not None:
             self._clock.publish(Clock(clock=stamp))
-        self._tree.update(frames.map_from_link(frame.world_from_camera), frame.jump)
-        self._tf.sendTransform([
-            messages.transform(self._tree.map_from_odom, n.map, n.odom, stamp),
-            messages.transform(self._tree.odom_from_base, n.odom, n.base, stamp),
+        self._split.update(frames.map_from_link(frame.world_from_camera), frame.jump)
+        self.tree.send([
+            messages.transform(self._split.map_from_odom, n.map, n.odom, stamp),
+            messages.transform(self._split.odom_from_base, n.odom, n.base, stamp),
         ])  # fmt: skip
         header = Header(stamp=stamp, frame_id=n.optical)
         if self._odom.get_subscription_count():
@@ -157,7 +194,7 @@ class Frames:
 
     def _odometry(self, frame: Frame, stamp) -> Odometry:
         msg = Odometry(header=Header(stamp=stamp, frame_id=self.names.odom), child_frame_id=self.names.base)
-        msg.pose.pose = messages.pose(self._tree.odom_from_base)
+        msg.pose.pose = messages.pose(self._split.odom_from_base)
         twist = frames.base_twist(frame.twist).tolist()
         out = Twist()
         out.linear.x, out.linear.y, out.linear.z, out.angular.x, out.angular.y, out.angular.z = twist

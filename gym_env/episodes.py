@@ -222,11 +222,11 @@ class Episodes:
 
     def _commands(self) -> list[PlayheadCommand | None] | None:
         """What the playheads must be told: changed rates, and where episodes go on that do not start at rate 1."""
-        changed = np.flatnonzero(self.rates != self._sent)
-        if not len(changed):
+        changed = self.rates != self._sent
+        if not changed.any():
             return None
         commands: list[PlayheadCommand | None] = [None] * self.slots
-        for slot in changed:
+        for slot in np.flatnonzero(changed):
             first = np.isnan(self._sent[slot])
             commands[slot] = PlayheadCommand(rate=self.rates[slot], jump=self._jump[slot] if first else None)
         self._sent[:] = self.rates
@@ -242,7 +242,7 @@ class Episodes:
         return {
             "source_index": view.source_index.copy(),
             "time": view.time.copy(),
-            "known": view.known.reshape(len(view.known), -1).mean(1),
+            "known": np.array([np.count_nonzero(known) for known in view.known]) / view.known[0].size,
             "world_from_camera": view.pose.copy(),
         }
 

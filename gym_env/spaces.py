@@ -75,7 +75,7 @@ class Actions:
             return self.matrix[choices[:, 0]], rates
         if not np.isfinite(actions).all():
             raise gym.error.InvalidAction(f"action: {actions.tolist()} is not finite")
-        actions = np.clip(actions, self.space.low, self.space.high).astype(np.float64)
+        actions = np.minimum(np.maximum(actions, self.space.low), self.space.high).astype(np.float64)
         if self.playhead:
             return actions[:, :-1] @ self.matrix, actions[:, -1]
         return actions @ self.matrix, None

@@ -23,9 +23,9 @@ _WORK_HEIGHT = 240  # of the shorter side: the flow runs at the integer fraction
 _HIDDEN = 0.15  # a pixel is hidden in the other frame where that is nearer by more than this share
 _PARALLAX = 0.15  # share of a pixel's parallax that depth errors may explain
 _VISIBLE = 2.0  # gray levels by which the images must differ for motion to show
-_WEAK = 0.75  # most that flow without a visible difference counts
+_WEAK = 0.6  # most that flow without a visible difference counts
 _CLOSE = 20  # pixels of a 480-row frame: gaps in a moving body that are closed
-_REACH = 24  # pixels of a 480-row frame: how far a moving body extends over pixels that no other frame sees
+_REACH = 24  # pixels of a 480-row frame: how far a moving body extends over pixels that are hidden over some gap
 _NOISE = 4.0  # multiple of the frame's median residual that noise may reach
 
 
@@ -71,13 +71,15 @@ def motion_masks(
     for i in indices:
         here = views[i]
         floor = threshold_pixels * here.scale
-        score = np.full(here.gray.shape, np.nan, np.float32)
+        score = np.zeros(here.gray.shape, np.float32)
+        unseen = np.zeros(here.gray.shape, bool)
         for gap in gaps:
             scores = [_score(flow, here, views[j], floor) for j in (i - gap, i + gap) if 0 <= j < len(K)]
             if scores:
                 both = np.fmin.reduce(scores)  # NaN: hidden there; the other one decides
                 score = np.fmax(score, both)
-        yield _mask(score, here, dilate_pixels)
+                unseen |= np.isnan(both)
+        yield _mask(score, unseen, here, dilate_pixels)
 
 
 class _View:
@@ -199,7 +201,7 @@ def _camera_error(rest, x, y, z, usable, K) -> np.ndarray:
     return np.where(usable[..., None], fitted, 0).astype(np.float32)
 
 
-def _mask(score: np.ndarray, here: _View, margin: float) -> np.ndarray:
+def _mask(score: np.ndarray, unseen: np.ndarray, here: _View, margin: float) -> np.ndarray:
     """Score to mask, full size: weak pixels count next to strong ones, unseen ones near them, specks do not."""
     core = cv2.morphologyEx((score > _WEAK).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     core = cv2.morphologyEx(core, cv2.MORPH_CLOSE, _disc(_CLOSE * here.scale))
@@ -210,7 +212,7 @@ def _mask(score: np.ndarray, here: _View, margin: float) -> np.ndarray:
     mask = keep[labels].astype(np.uint8)
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     mask |= cv2.drawContours(np.zeros_like(mask), outlines, -1, 1, cv2.FILLED) & (score > 0.5)
-    mask |= _dilated(mask, _REACH * here.scale) & np.isnan(score)
+    mask |= _dilated(mask, _REACH * here.scale) & unseen
     mask = _dilated(mask, margin * here.scale)
     height, width = here.full
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)

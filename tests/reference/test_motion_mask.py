@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import torch
 
+from inspatio_core import assets
 from inspatio_core.errors import InputError
 from inspatio_core.geometry.point_map import OBSERVED, PointMap
 from inspatio_core.reference.motion_mask import motion_masks
+from inspatio_core.reference.scene import open_scene
 from tests.moving_scene import frame
 
 COUNT = 14
@@ -46,6 +49,22 @@ def test_under_one_percent_of_map_points_on_moving_objects(clip, depth_error, po
     marked_still = sum((m & ~f.moving).sum() for m, f in zip(masks, clip)) / sum((~f.moving).sum() for f in clip)
     assert found > 0.98
     assert marked_still < 0.2
+
+
+def test_under_one_percent_on_the_sample_scene():
+    scene = assets.find("scenes/courtyard")
+    plain, true = open_scene(scene, moving="none"), open_scene(scene, moving="true")
+    indices = range(0, plain.frame_count, 6)
+    rgb, depth = (lambda i: plain.rgb(i).numpy()), (lambda i: plain.depth(i).numpy())
+    masks = motion_masks(rgb, depth, plain.K.numpy(), plain.world_from_camera.numpy(), indices)
+    withheld, masked = PointMap(), PointMap()
+    for i, mask in zip(indices, masks):
+        label = true.moving(i).to(torch.uint8)[..., None].expand(-1, -1, 3) * 255
+        frame = (label, plain.depth(i), plain.depth(i) > 0, plain.K[i], plain.world_from_camera[i], OBSERVED)
+        withheld.insert(*frame, stamp=i)
+        masked.insert(*frame, stamp=i, moving=mask)
+    share = [float((m.points().rgb[:, 0] > 0).float().mean()) for m in (masked, withheld)]
+    assert share[0] < 0.01 < share[1]
 
 
 def test_nothing_moves_in_a_still_scene(clip):

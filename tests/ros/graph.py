@@ -20,7 +20,7 @@ from simulation_interfaces.srv import SetSimulationState, StepSimulation
 from std_msgs.msg import Header
 from tf2_ros import Buffer, TransformListener
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 SIZE = "120x208"
 
 
@@ -205,6 +205,7 @@ class Driver:
 
     def publish(self, msg, name: str) -> None:
         self.graph.publish(msg, f"{self.namespace}/{name}")
+        time.sleep(0.15)  # received is not yet handled, and a service called next must not overtake it
 
     def call(self, kind: type, name: str, **fields):
         return self.graph.call(kind, f"{self.namespace}/world/{name}", kind.Request(**fields))

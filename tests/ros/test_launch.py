@@ -255,5 +255,5 @@ def test_two_worlds_in_one_graph(graph):
         assert abs((newest.sec - now.sec) + (newest.nanosec - now.nanosec) * 1e-9) < 2.0, "right follows left's clock"
     finally:
         graph.close_topics()
-        for launched in (left, right):
-            launched.end()
+        codes = [launched.end() for launched in (left, right)]
+        assert codes == [0, 0], left.output + right.output

@@ -12,7 +12,7 @@ import numpy as np
 from inspatio_core.geometry.camera import intrinsics_from_fov
 
 ASSUMED_FOV = 60.0  # degrees, horizontal
-STILL = 0.6  # `camera_motion` up to which a camera counts as standing: codecs and wind move corners that much
+STILL = 0.4  # `camera_motion` up to which a camera counts as standing: noise and codecs move corners that much
 
 
 class Frames(Protocol):
@@ -68,7 +68,7 @@ def standing(count: int, size: tuple[int, int], fov: float | None = None, **deta
 
 
 def camera_motion(frames: Frames, samples: int = 12) -> float:
-    """How far the picture as a whole moves within the clip: pixels, at a width of 640; 0 when it cannot be told.
+    """How far the picture as a whole moves within the clip: pixels of `frames.small`; 0 if nobody can tell.
 
     Corners of some frames are followed over short and long gaps. What stands still in the picture speaks for a standing
     camera even when more of the picture moves, so the lower third of displacements, per cell of a grid, decides.
@@ -91,7 +91,7 @@ def camera_motion(frames: Frames, samples: int = 12) -> float:
             shift = _typical_shift(view, other)
             if shift is not None:
                 moved.append(shift)
-    return float(np.max(moved)) * 640 / views[0].shape[1] if moved else 0.0
+    return max(moved, default=0.0)
 
 
 def _typical_shift(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -13,7 +13,7 @@ from inspatio_core.geometry.motion import interpolate
 from inspatio_core.reference.depth import Progress
 from inspatio_core.reference.poses import ASSUMED_FOV, Cameras, Frames
 
-_KEYFRAMES = 60
+_KEYFRAMES = 48
 _IMAGE_SIDE = 832
 _FEATURES = 2048
 _MEDIAN_DEPTH = 3.0  # what the reconstruction, which has no scale of its own, is scaled to
@@ -85,7 +85,7 @@ class StructureFromMotion:
         extraction.max_image_size = _IMAGE_SIDE
         extraction.sift.max_num_features = _FEATURES
         pairing = pycolmap.SequentialPairingOptions()
-        pairing.overlap = 8
+        pairing.overlap = 6
         mapping = pycolmap.IncrementalPipelineOptions()
         mapping.multiple_models = False
         mapping.min_model_size = 3

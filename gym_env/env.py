@@ -74,7 +74,7 @@ class WorldEnv(gym.Env[dict[str, np.ndarray], Any], EzPickle):
         if render_mode not in (None, "rgb_array", "human"):
             raise InputError(f"render_mode: {render_mode!r} is not one of rgb_array, human")
         self.settings = Settings.parse(settings)
-        self._episodes = Episodes(self.settings, 1)
+        self._episodes = Episodes(self.settings, 1, all_frames=render_mode == "human")
         self._window = None
         if render_mode == "human":
             self._window = window.Window(self.settings.size, self.settings.fps, "InSpatio world")

@@ -30,7 +30,7 @@ class View:
     """The frame that B worlds show now: numpy rows, read-only for users of this class.
 
     rgb uint8 [B, h, w, 3]; depth float32 [B, h, w]; known bool [B, h, w]; pose float64 [B, 4, 4] ``world_from_camera``;
-    source_index int64 [B]; time float64 [B] seconds; frames: tensors uint8 [B, F, h, w, 3], all frames of the step.
+    source_index int64 [B]; time float64 [B] seconds; frames: tensors uint8 [B, F, h, w, 3] of the step's blocks.
     """
 
     rgb: np.ndarray
@@ -43,7 +43,7 @@ class View:
 
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> View:
-        """The last frame of the last block; ``frames`` keeps the blocks' rgb for showing."""
+        """The last frame of the last block; ``frames`` keeps all rgb for showing."""
         block = blocks[-1]
         return cls(
             rgb=block.rgb[:, -1].numpy(force=True),
@@ -71,11 +71,13 @@ class Episodes:
     (scene, source frame, jitter, seed), so that fixing one by an option leaves the others as they were.
     """
 
-    def __init__(self, settings: Settings, slots: int):
+    def __init__(self, settings: Settings, slots: int, all_frames: bool = False):
+        """Open the scenes. ``all_frames``: the views' ``frames`` are to be complete, not each block's last alone."""
         if slots < 1:
             raise InputError(f"num_envs: {slots} is not a positive number of worlds")
         self.settings = settings
         self.slots = slots
+        self.all_frames = all_frames
         self.actions = Actions(settings)
         self.observations = Observations(settings)
         self.world = World(
@@ -103,7 +105,8 @@ class Episodes:
     @property
     def frames_rendered(self) -> int:
         """Frames rendered for one env step."""
-        return self.block_frames * self.blocks_per_step
+        spared = self.world.generator.spec.framewise and not self.all_frames
+        return self.blocks_per_step * (1 if spared else self.block_frames)
 
     @property
     def render_fps(self) -> float:
@@ -215,9 +218,10 @@ class Episodes:
         if rates is not None:
             self.rates[:] = rates
         motion = torch.from_numpy(twists)
-        blocks = [self.session.step(motion, self._commands())]
+        last_only = not self.all_frames
+        blocks = [self.session.step(motion, self._commands(), last_only=last_only)]
         for _ in range(1, self.blocks_per_step):
-            blocks.append(self.session.step(motion))
+            blocks.append(self.session.step(motion, last_only=last_only))
         return View.of(blocks)
 
     def _commands(self) -> list[PlayheadCommand | None] | None:

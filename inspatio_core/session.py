@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,11 @@ from inspatio_core.reference import Reference
 
 if TYPE_CHECKING:
     from inspatio_core.world import World
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """``torch.stack`` of CPU tensors as one plain copy: torch's own wakes its threads, and waits for them."""
+    return torch.from_numpy(np.stack([t.numpy() for t in tensors]))
 
 
 @dataclass
@@ -56,6 +62,11 @@ class Block:
     def frames(self) -> int:
         """F, the number of frames."""
         return self.rgb.shape[1]
+
+    def last(self) -> Block:
+        """The last frame alone, as a Block of F = 1 without the anchor."""
+        values = {name: value for name, value in vars(self).items() if name not in ("index", "anchor")}
+        return Block(**{name: value[:, -1:] for name, value in values.items()}, index=self.index)
 
 
 class Session:
@@ -105,6 +116,8 @@ class Session:
         self,
         motion: Motion | Sequence[Motion] | Tensor | None = None,
         playhead: PlayheadCommand | Sequence[PlayheadCommand | None] | None = None,
+        *,
+        last_only: bool = False,
     ) -> Block:
         """Show the next block of every slot.
 
@@ -112,9 +125,12 @@ class Session:
             motion: one Motion for all slots, one a slot, or a float64 [B, 6] tensor of twists (camera axes, m/s,
                 rad/s); None holds the camera. Poses are ``world_from_camera``.
             playhead: one command for all slots or one (or None) a slot; None leaves the playheads as they are.
+            last_only: return the block's last frame alone (F = 1), with the bytes it has in the whole block. What the
+                block does to the session is the same; a generator whose frames are independent of each other is
+                spared the rest.
 
         Returns:
-            A Block with F = the generator's steady number of frames.
+            A Block with F = the generator's steady number of frames, or 1.
 
         Raises:
             InputError: a wrong number of motions or commands, twists that are not finite, a path whose length is
@@ -133,7 +149,7 @@ class Session:
                     raise InputError(
                         f"motion: a path needs one pose for each of the block's {frames} frames, got {len(m.poses)}"
                     )
-        return self._advance(list(range(self.batch)), frames, motions, commands)
+        return self._advance(list(range(self.batch)), frames, motions, commands, last_only)
 
     def _per_slot(self, value, kind: type, what: str) -> list:
         if value is None or isinstance(value, kind):
@@ -142,20 +158,22 @@ class Session:
             raise InputError(f"{what}: {len(value)} given for {self.batch} slots")
         return list(value)
 
-    def _advance(self, slots: list[int], frames: int, motions, commands) -> Block:
+    def _advance(self, slots: list[int], frames: int, motions, commands, last_only: bool) -> Block:
         self._await_insertions()
         indices = self.playhead.advance_slots(slots, frames, commands)
         source = self._source_poses(slots, indices)
         poses, twists = self._poses(slots, motions, source, frames)
-        block = self._show(slots, indices, source, poses, twists)
-        for row, slot in enumerate(slots):
-            self.world_from_camera[slot] = poses[row, -1]
-            self._rig[slot] = (
-                invert_pose(source[row, -1]) @ poses[row, -1] if self.world.relative_to_source else poses[row, -1]
-            )
-        self.frames_shown[slots] += frames
-        self.blocks[slots] += 1
+        block = self._show(slots, indices, source, poses, twists, last_only)
+        self._moved(slots, frames, source[:, -1], poses[:, -1])
         return block
+
+    def _moved(self, slots: list[int], frames: int, source: Tensor, poses: Tensor) -> None:
+        """Note that ``slots`` showed ``frames`` frames, the last at ``poses`` [b, 4, 4]."""
+        rows = slice(None) if slots == list(range(self.batch)) else slots
+        self.world_from_camera[rows] = poses
+        self._rig[rows] = invert_pose(source) @ poses if self.world.relative_to_source else poses
+        self.frames_shown[rows] += frames
+        self.blocks[rows] += 1
 
     def _source_poses(self, slots: Sequence[int], indices: Tensor) -> Tensor:
         return torch.stack([self.references[s].world_from_camera[i] for s, i in zip(slots, indices, strict=True)])
@@ -194,12 +212,18 @@ class Session:
                     twists[row] = 0
         return poses, twists
 
-    def _show(self, slots: list[int], indices: Tensor, source: Tensor, poses: Tensor, twists: Tensor) -> Block:
+    def _show(
+        self, slots: list[int], indices: Tensor, source: Tensor, poses: Tensor, twists: Tensor, last_only: bool = False
+    ) -> Block:
         world, (b, frames) = self.world, indices.shape
-        views = [(s, int(i)) for s, row in zip(slots, indices, strict=True) for i in row]
+        stamp = (self.frames_shown[slots][:, None] + torch.arange(frames)).to(torch.float64) / world.fps
+        if last_only and world.generator.spec.framewise:
+            indices, source, poses, twists, stamp = (t[:, -1:] for t in (indices, source, poses, twists, stamp))
+            frames = 1
+        views = [(s, i) for s, row in zip(slots, indices.tolist(), strict=True) for i in row]
         device = world.device
-        rgb = torch.stack([self.references[s].rgb(i) for s, i in views]).to(device)
-        depth = torch.stack([self.references[s].depth(i) for s, i in views]).to(device)
+        rgb = stack([self.references[s].rgb(i) for s, i in views]).to(device)
+        depth = stack([self.references[s].depth(i) for s, i in views]).to(device)
         K_source = torch.stack([self.references[s].K[i] for s, i in views])
         K = torch.stack([self.references[s].K[0] for s in slots])[:, None].expand(b, frames, 3, 3)
         anchor = build_anchor(
@@ -216,12 +240,11 @@ class Session:
         if world.memory:
             self._insert_pending(slots)
             for row, slot in enumerate(slots):
-                self._pending[slot] = int(indices[row, -1])
+                self._pending[slot] = views[(row + 1) * frames - 1][1]
         numbers = [int(self.blocks[s]) for s in slots]
         out = world.generator.generate(anchor, rgb, [self._states[s] for s in slots], numbers)
         shape = (b, frames, *world.size)
-        stamp = (self.frames_shown[slots][:, None] + torch.arange(frames)).to(torch.float64) / world.fps
-        return Block(
+        block = Block(
             rgb=out.reshape(*shape, 3),
             depth=anchor.filled_depth.reshape(shape),
             known=anchor.known.reshape(shape),
@@ -233,6 +256,7 @@ class Session:
             index=self.blocks[slots].clone(),
             anchor=anchor if world.keep_anchor else None,
         )
+        return block.last() if last_only and frames > 1 else block
 
     # ------------------------------------------------------------------------------------------------ memory
 
@@ -343,13 +367,7 @@ class Session:
             poses = source
         poses = poses.clone()
         block = self._show(slots, indices, source, poses, torch.zeros(len(slots), frames, 6, dtype=torch.float64))
-        for row, slot in enumerate(slots):
-            self.world_from_camera[slot] = poses[row, -1]
-            self._rig[slot] = (
-                invert_pose(source[row, -1]) @ poses[row, -1] if self.world.relative_to_source else poses[row, -1]
-            )
-        self.frames_shown[slots] += frames
-        self.blocks[slots] += 1
+        self._moved(slots, frames, source[:, -1], poses[:, -1])
         return block
 
     def snapshot(self) -> dict[str, Any]:

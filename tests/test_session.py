@@ -355,3 +355,19 @@ def test_memory_is_flat_over_ten_thousand_frames():
         assert len(os.listdir("/proc/self/task")) <= threads
         assert int(session.frames_shown[0]) > 10_000
     assert grown < 8 * 2**20, f"grew by {grown / 2**20:.1f} MB"
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("relative", [False, True])
+def test_last_frame_alone_is_that_of_the_whole_block(references, memory, relative):
+    sessions = [
+        World(references, size=SIZE, device="cpu", memory=memory, relative_to_source=relative).start() for _ in range(2)
+    ]
+    for motion, command in SCRIPT:
+        motions = [motion or Motion.hold()] * 3
+        whole, last = sessions[0].step(motions, command), sessions[1].step(motions, command, last_only=True)
+        assert last.frames == 1 and torch.equal(whole.index, last.index)
+        assert_equal_blocks(whole.last(), last)
+    assert torch.equal(sessions[0].world_from_camera, sessions[1].world_from_camera)
+    for session in sessions:
+        session.close()

@@ -27,6 +27,7 @@ class GeneratorSpec:
         needs: which of {"anchor", "fill", "reference", "text", "history"} it reads.
         generates: true where its frames hold content that the reference does not, which may enter the map as
             *generated*; a filled anchor is not such content.
+        framewise: true where each frame depends on its own anchor and source frame alone, so that any may be left out.
     """
 
     name: str
@@ -34,6 +35,7 @@ class GeneratorSpec:
     look_ahead: int = 0
     needs: frozenset[str] = frozenset({"anchor", "fill"})
     generates: bool = False
+    framewise: bool = False
 
     @property
     def frames(self) -> int:

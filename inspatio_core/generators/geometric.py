@@ -21,7 +21,7 @@ class GeometricGenerator:
     def __init__(self, latents_per_block: int = 1):
         if latents_per_block < 1:
             raise InputError(f"latents_per_block: {latents_per_block} is not a positive number of latents")
-        self.spec = GeneratorSpec("geometric", latents_per_block)
+        self.spec = GeneratorSpec("geometric", latents_per_block, framewise=True)
 
     def new_state(self, reference: Reference, seed: int) -> None:
         """Nothing is remembered between blocks."""

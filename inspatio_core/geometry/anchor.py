@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def build_anchor(
     """
     warped = splat(rgb, depth, K_source, K_target, invert_pose(target_pose) @ source_pose, size)
     out_rgb, out_depth, known = warped
-    memory = torch.zeros_like(known)
+    memory = torch.from_numpy(np.zeros(known.shape, np.bool_)).to(known.device)  # no torch threads woken
     if maps is not None:
         for view, point_map in enumerate(maps):
             if point_map is None or len(point_map) == 0 or bool(known[view].all()):
@@ -77,8 +78,16 @@ def build_anchor(
             seen = point_map.render(K_target[view], target_pose[view], size)
             new = seen.known.to(known.device) & ~known[view]
             memory[view] = new
-            out_rgb[view] = torch.where(new[..., None], seen.rgb.to(rgb.device), out_rgb[view])
-            out_depth[view] = torch.where(new, seen.depth.to(rgb.device), out_depth[view])
+            _overlay(out_rgb[view], seen.rgb, new[..., None])
+            _overlay(out_depth[view], seen.depth, new)
         known = known | memory
     filled_rgb, filled_depth = fill(out_rgb, out_depth, known, default_depth)
     return Anchor(out_rgb, out_depth, known, memory, filled_rgb, filled_depth)
+
+
+def _overlay(target: Tensor, values: Tensor, where: Tensor) -> None:
+    """Put ``values`` into ``target`` where ``where``; on the CPU without waking torch's threads for so little."""
+    if target.device.type == "cpu":
+        np.copyto(target.numpy(), values.numpy(), where=where.numpy())
+    else:
+        target.copy_(torch.where(where, values.to(target.device), target))

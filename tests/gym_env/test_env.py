@@ -188,6 +188,14 @@ def test_render_gives_the_last_frame(options):
     env.close()
 
 
+def test_only_the_frames_that_are_seen_are_rendered(options):
+    env = WorldEnv(**options, frame_skip=8)
+    env.reset(seed=0)
+    env.step(np.zeros(6))
+    assert env.frames_rendered_per_step == 2 == sum(block.shape[1] for block in env._view.frames)
+    env.close()
+
+
 def test_window_shows_every_frame(options, monkeypatch):
     pygame = pytest.importorskip("pygame")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")

@@ -1,7 +1,7 @@
 """Drive through a video from Python: start a world, steer the camera and the clock, keep what was seen.
 
-    python examples/python_api.py                     the first scene that ships
-    python examples/python_api.py clip.mp4 drive.mp4  one's own video, and where the result goes
+python examples/python_api.py                     the first scene that ships
+python examples/python_api.py clip.mp4 drive.mp4  one's own video, and where the result goes
 """
 
 import sys

@@ -1,7 +1,9 @@
 """The offline pipeline: plans, what is written, and that nothing half-written stays."""
 
 import json
+import runpy
 import weakref
+from pathlib import Path
 
 import av
 import cv2
@@ -17,6 +19,7 @@ from inspatio_core.latents import frame_counts
 from inspatio_core.pipeline import plan_poses, plan_trajectory, render_video
 from inspatio_core.reference.scene import open_scene
 from inspatio_core.world import World
+from tests.clips import make_scene
 from tests.synthetic import make_reference
 
 ARC = parse_trajectory("0 4 0\n0 12 0\n2 2 2")
@@ -289,3 +292,11 @@ def test_pose_files_survive_a_turn_past_half_a_circle(tmp_path):
     assert torch.allclose(load_poses(tmp_path / "kitti.txt"), poses, atol=1e-11)
     quaternions = np.loadtxt(tmp_path / "tum.txt")[:, 4:]
     assert (np.sum(quaternions[1:] * quaternions[:-1], 1) > 0).all()
+
+
+def test_the_python_example_runs(tmp_path, capsys):
+    main = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "python_api.py"))["main"]
+    main(str(make_scene(tmp_path / "scene", frames=6)), str(tmp_path / "drive.mp4"))
+    assert len(read_video(tmp_path / "drive.mp4")[0]) == 4 * 24
+    assert (tmp_path / "drive.ply").stat().st_size > 1000
+    assert "home" in capsys.readouterr().out

@@ -30,6 +30,16 @@ def blobs(size, seed, share):
     return noise > noise.flatten().quantile(share)
 
 
+def natural(size, seed=0):
+    """A texture with detail at every scale, as pictures have."""
+    g = torch.Generator().manual_seed(seed)
+    out = torch.zeros((3, *size))
+    for scale in (2, 4, 8, 16, 32, 64):
+        coarse = torch.randn((1, 3, *(s // scale + 2 for s in size)), generator=g)
+        out += scale**0.5 * torch.nn.functional.interpolate(coarse, size, mode="bilinear")[0]
+    return (128 + 14 * out).clamp(0, 255).permute(1, 2, 0).to(torch.uint8)
+
+
 @pytest.mark.parametrize("share", [0.02, 0.4, 0.95])
 @pytest.mark.parametrize("size", [(64, 64), (37, 53), (1, 9), (8, 1), (2, 3), (120, 200)])
 def test_compiled_equals_plain(size, share):
@@ -90,12 +100,13 @@ def test_nothing_known_and_everything_known(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("width", [1, 3, 10, 40])
-def test_a_hole_beside_an_object_shows_the_background(backend, width):
-    """A red object at 1 m before a blue wall at 4 m; the hole lies between them."""
+@pytest.mark.parametrize("object_depth", [1.0, 3.4])
+def test_a_hole_beside_an_object_shows_the_background(backend, width, object_depth):
+    """A red object before a blue wall at 4 m; the hole lies between them."""
     size = (90, 140)
     rgb, depth = colour(size, [0, 0, 200]), torch.full((1, *size), 4.0)
     rgb[:, 20:70, 30:70] = torch.tensor([200, 0, 0], dtype=torch.uint8)
-    depth[:, 20:70, 30:70] = 1.0
+    depth[:, 20:70, 30:70] = object_depth
     known = torch.ones((1, *size), dtype=torch.bool)
     known[:, 20:70, 70 : 70 + width] = False
     out, out_depth = fill(rgb, depth, known, DEFAULT, backend)
@@ -148,13 +159,13 @@ def test_outside_the_frame_the_rows_go_on(backend):
 
 
 def test_steady_from_frame_to_frame():
-    """A slow camera: filled pixels change little, far less than those of a nearest-pixel fill."""
+    """A slow camera: filled pixels change little, less than those of a nearest-pixel fill, and never all at once."""
     size = (180, 300)
     K = camera(size)[None]
     _, depth, _ = cast(K[0], EYE, size)
-    rgb = random_scene(size)[0][0]
+    rgb = natural(size)
     previous, change, nearest_change = None, [], []
-    for i in range(12):
+    for i in range(24):
         seen = splat(rgb[None], depth[None], K, K, torch.linalg.inv(pose(0.2 + 0.004 * i, 0.05, yaw=4 + 0.1 * i))[None])
         out, _ = fill(*seen, DEFAULT)
         assert torch.equal(out, fill(*seen, DEFAULT)[0])
@@ -166,9 +177,9 @@ def test_steady_from_frame_to_frame():
             nearest_change.append((now[2] - previous[2])[hole].abs().mean().item())
         previous = now
     mean = sum(change) / len(change)
-    assert mean < 12
-    assert mean < 0.5 * sum(nearest_change) / len(nearest_change)
-    assert max(change) < 2 * mean, "a jump"
+    assert mean < 2
+    assert mean < sum(nearest_change) / len(nearest_change)
+    assert max(change) < 2.5 * mean, "a jump: some pixel grid shows through"
 
 
 def test_a_filled_hole_is_smooth():

@@ -96,11 +96,14 @@ def crisp(inverse: np.ndarray, radius: int = 2, rounds: int = 2, contrast: float
     return inverse
 
 
-def upsample(inverse: np.ndarray, image: np.ndarray, work_side: int = 640) -> np.ndarray:
+def upsample(
+    inverse: np.ndarray, image: np.ndarray, reach: tuple[float, ...] = (0.025, 0.01), work_side: int = 640
+) -> np.ndarray:
     """Coarse inverse depth brought to the size of `image`, its edges moved onto the image's and made crisp.
 
     Args:
         inverse: float32 [h,w] > 0. image: uint8 [H,W,3].
+        reach: how far edges are moved, one pass each, as shares of the longer side.
 
     Returns:
         float32 [H,W], within the range of `inverse`.
@@ -111,7 +114,7 @@ def upsample(inverse: np.ndarray, image: np.ndarray, work_side: int = 640) -> np
     guide = cv2.resize(image, work, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     low, high = float(inverse.min()), float(inverse.max())
     fine = cv2.resize(inverse, work, interpolation=cv2.INTER_CUBIC)
-    for radius in (max(work) // 40, max(work) // 100):
-        fine = guided(fine, guide, max(2, radius), 2e-4)
+    for share in reach:
+        fine = guided(fine, guide, max(2, round(share * max(work))), 2e-4)
     fine = crisp(np.clip(fine, low, high).astype(np.float32))
     return 1 / resize_depth(1 / fine, (height, width))

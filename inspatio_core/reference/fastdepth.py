@@ -102,7 +102,8 @@ class FastDepth:
                 new -= np.median(new[same]) if same.any() else np.median(new)
                 difference = new if i == 0 else _KEEP * difference + (1 - _KEEP) * new
             correction = cv2.resize(difference, changed.shape[::-1], interpolation=cv2.INTER_LINEAR) * changed
-            correction = cv2.resize(np.clip(np.exp(correction), 0.5, 2), depth.shape[::-1])
+            # What comes into a picture comes in front of what is usually there.
+            correction = cv2.resize(np.clip(np.exp(correction), 0.5, 1), depth.shape[::-1])
             yield depth * correction
 
     def _moving(self, frames: Frames, cameras: Cameras, scale: float, progress: Progress) -> Iterator[np.ndarray]:
@@ -146,7 +147,7 @@ class _Interpolated:
 def _changed(image: np.ndarray, background: np.ndarray) -> np.ndarray | None:
     """Weight float32 [h,w] in 0..1 of pixels that differ from the background; None when there are hardly any."""
     differs = (cv2.absdiff(image, background).max(-1) > _CHANGED).astype(np.uint8)
-    differs = cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    differs = cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     if differs.mean() < 2e-4:
         return None
     differs = cv2.morphologyEx(differs, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))

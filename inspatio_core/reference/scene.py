@@ -391,7 +391,11 @@ class SceneWriter:
         if self.out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
             os.rename(self.out, old / "scene")
-        os.rename(self.path, self.out)
+        try:
+            os.rename(self.path, self.out)
+        except OSError:
+            if not (self._keep_existing and is_scene(self.out)):  # else somebody was faster just now
+                raise
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 

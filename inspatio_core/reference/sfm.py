@@ -13,7 +13,7 @@ from inspatio_core.geometry.motion import interpolate
 from inspatio_core.reference.depth import Progress
 from inspatio_core.reference.poses import ASSUMED_FOV, Cameras, Frames
 
-_KEYFRAMES = 48
+_KEYFRAMES = 36
 _IMAGE_SIDE = 832
 _FEATURES = 2048
 _MEDIAN_DEPTH = 3.0  # what the reconstruction, which has no scale of its own, is scaled to
@@ -74,10 +74,9 @@ class StructureFromMotion:
         images = frames.files[0].parent
         height, width = frames.size
         reader = pycolmap.ImageReaderOptions()
-        reader.camera_model = "PINHOLE"
+        reader.camera_model = "SIMPLE_PINHOLE" if K is None else "PINHOLE"
         if K is None:
-            focal = width / 2 / np.tan(np.radians(ASSUMED_FOV / 2))
-            params = (focal, focal, width / 2, height / 2)
+            params = (width / 2 / np.tan(np.radians(ASSUMED_FOV / 2)), width / 2, height / 2)
         else:
             params = (K[0, 0], K[1, 1], K[0, 2] + 0.5, K[1, 2] + 0.5)  # COLMAP's pixel centres are at half-integers
         reader.camera_params = ",".join(str(float(p)) for p in params)

@@ -53,7 +53,7 @@ class PlaneSweep:
             if key != last:
                 sure, log_depth = sweep(frames, cameras.world_from_camera, K, key, size, near, far)
                 fused, last = self._fuse(frames, cameras, key, sure, log_depth, near, far), key
-            yield 1 / upsample(np.exp(-fused), frames[i])
+            yield 1 / upsample(np.exp(-fused), frames[i], reach=(0.01,))
 
     def _fuse(self, frames: Frames, cameras: Cameras, i: int, sure, log_depth, near: float, far: float) -> np.ndarray:
         """Log depth [h,w]: the sweep where it is sure, the guess fitted to that elsewhere."""
@@ -85,13 +85,14 @@ def depth_range(cameras: Cameras) -> tuple[float, float]:
 
 
 def neighbours(positions: np.ndarray, i: int, wanted: float) -> list[int]:
-    """Up to four frames, on both sides in time, whose distance from frame i is about `wanted` and half of that."""
+    """About four frames, on both sides in time where there are, whose distance from frame i is about `wanted`."""
     distance = np.linalg.norm(positions - positions[i], axis=-1)
     chosen = []
     for direction in (-1, 1):
         side = np.arange(i + direction, len(positions) if direction > 0 else -1, direction)
-        for goal in (wanted, wanted / 2):
-            far_enough = side[distance[side] >= goal]
+        one_sided = i + 3 * -direction not in range(len(positions))
+        for goal in (1.5, 1.0, 0.75, 0.5) if one_sided else (1.0, 0.5):
+            far_enough = side[distance[side] >= goal * wanted]
             if len(far_enough):
                 chosen.append(int(far_enough[0]))
     if len(set(chosen)) < 2:
@@ -149,9 +150,12 @@ def sweep(
     found = inverse[at] + offset * (inverse[1] - inverse[0])
     planes = np.arange(_PLANES)[:, None, None]
     rival = np.where(np.abs(planes - at) > 2, cost, -1).max(0)
-    sure = (best > 0.75) & (best - rival > 0.05) & (variance > 2e-4) & (at == inner)
+    sure = (best > 0.7) & (best - rival > 0.008) & (variance > 1e-4) & (at == inner)
     sure &= cv2.blur(sure.astype(np.float32), (5, 5)) > 0.4
     log_depth = -np.log(np.maximum(found, 1e-9)).astype(np.float32)
     steady = cv2.medianBlur(log_depth, 5)
     sure &= np.abs(log_depth - steady) < 0.1
+    islands = np.where(sure, at, -_PLANES).astype(np.int16)
+    cv2.filterSpeckles(islands, -_PLANES, 150, 2)  # small patches at odds with all around them are mistakes
+    sure &= islands >= 0
     return sure, steady

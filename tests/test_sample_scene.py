@@ -98,3 +98,20 @@ def test_look_away_come_back_and_find_it_there(courtyard):
         known[memory] = [views[leg][1].float().mean().item() for leg in range(4)]
     assert all(on > off for on, off in zip(known[True], known[False], strict=True))
     assert known[True][1] > known[False][1] + 0.05
+
+
+def test_things_are_where_they_were_when_the_camera_returns(courtyard):
+    """From the first camera, at the end of the clip: what does not move looks as it did, though the source camera has
+    moved on, a planter in front has left its picture, and it now sees the wall behind it."""
+    first, moving = courtyard.rgb(0), open_reference("courtyard", SIZE, moving="true").moving(0)
+    results = {}
+    for memory in (True, False):
+        with drive_through(courtyard, memory=memory) as session:
+            block = session.step(Motion.teleport(yaw(0)))
+        still = ~moving & block.known[0, -1]
+        error = (block.rgb[0, -1].float() - first.float()).abs().mean(-1)
+        results[memory] = still.float().mean().item(), error[still].mean().item(), error[60:200, :70].mean().item()
+    share, error, planter = results[True]
+    assert share > 0.9 and share > results[False][0] + 0.05
+    assert error < 12 and error < 0.7 * results[False][1]
+    assert planter < 20 and planter < 0.4 * results[False][2]

@@ -1,6 +1,7 @@
 """The anchor: what geometry knows of a target view before any generator is asked.
 
-Reference frame -> splat -> memory (the slot's point map, only where the splat knows nothing) -> fill.
+Reference frame -> splat -> memory (the slot's point map, where the splat knows nothing or where something remembered
+stands in front of it, unless the frame sees through it) -> fill.
 One call serves any number of views; views do not influence each other, so a block at a time gives the same
 bytes as a whole clip at once.
 """
@@ -14,10 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inspatio_core.geometry._splat_numba import threads
 from inspatio_core.geometry.camera import invert_pose
 from inspatio_core.geometry.fill import fill
 from inspatio_core.geometry.point_map import PointMap
-from inspatio_core.geometry.splat import splat
+from inspatio_core.geometry.splat import Splat, splat
+from inspatio_core.geometry.visibility import MARGIN, seen_through
+
+NEARER = MARGIN + 0.01
+"""Memory hides the warped frame where it is nearer by more than this share; more than ``MARGIN``, so that at the source
+camera itself, which sees through all such points, the frame comes back exactly."""
 
 
 @dataclass
@@ -28,7 +35,7 @@ class Anchor:
         rgb: uint8 [N, h, w, 3], warped reference plus memory; 0 where unknown.
         depth: float32 [N, h, w], z in metres; 0 where unknown.
         known: bool [N, h, w], true where the reference or the memory covers the pixel.
-        memory: bool [N, h, w], true where only the memory covers it (a subset of ``known``).
+        memory: bool [N, h, w], true where memory is shown (a subset of ``known``).
         filled_rgb: uint8 [N, h, w, 3], ``rgb`` with every hole closed from its background side.
         filled_depth: float32 [N, h, w], ``depth`` closed likewise; everywhere > 0.
     """
@@ -68,19 +75,26 @@ def build_anchor(
     Returns:
         An ``Anchor`` on the device of ``rgb``.
     """
+    source_from_target = invert_pose(source_pose) @ target_pose
     warped = splat(rgb, depth, K_source, K_target, invert_pose(target_pose) @ source_pose, size)
     out_rgb, out_depth, known = warped
     memory = torch.from_numpy(np.zeros(known.shape, np.bool_)).to(known.device)  # no torch threads woken
-    if maps is not None:
-        for view, point_map in enumerate(maps):
-            if point_map is None or len(point_map) == 0 or bool(known[view].all()):
+
+    def recall(views: slice) -> None:
+        for view in range(*views.indices(len(rgb))):
+            if maps[view] is None or len(maps[view]) == 0:
                 continue
-            seen = point_map.render(K_target[view], target_pose[view], size)
-            new = seen.known.to(known.device) & ~known[view]
+            seen = Splat(*(t.to(rgb.device) for t in maps[view].render(K_target[view], target_pose[view], size)))
+            nearer = seen.depth < out_depth[view] * (1.0 - NEARER)
+            new = seen.known & (nearer | ~known[view])
+            new &= ~seen_through(seen.depth, new, K_target[view], K_source[view], source_from_target[view], depth[view])
             memory[view] = new
+            known[view] |= new
             _overlay(out_rgb[view], seen.rgb, new[..., None])
             _overlay(out_depth[view], seen.depth, new)
-        known = known | memory
+
+    if maps is not None:
+        threads.over_rows(len(rgb), len(rgb) * size[0] * size[1], recall)
     filled_rgb, filled_depth = fill(out_rgb, out_depth, known, default_depth)
     return Anchor(out_rgb, out_depth, known, memory, filled_rgb, filled_depth)
 

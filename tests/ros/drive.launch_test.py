@@ -10,11 +10,10 @@ import launch_testing.markers
 import rclpy
 from ament_index_python.packages import get_package_share_directory
 from geometry_msgs.msg import Twist
+from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import Image
-
-from launch import LaunchDescription
 
 
 @launch_testing.markers.keep_alive

@@ -2,14 +2,13 @@
 
 Freezing a frame, cutting to the shortest clip, and the *adaptive rule*, which wants a camera to turn between 0.3 and
 0.8 degrees per frame: a clip that is too short for its trajectory is extended to A / 0.8 frames for A degrees, at least
-to 121, by playing the source back and forth; one that is too long is thinned to A / 0.3 frames.
+to 121, by playing the source back and forth.
 
-Both modes show the same source frames. They differ in the camera:
-
-* ``exact`` (default): the *trajectory* is sampled at the new number of frames. The camera moves slower or faster, once
-  along its path.
+* ``exact`` (default): the *trajectory* is sampled at the number of frames. The camera moves slower or faster, once
+  along its path; a long clip is shown whole, at its own speed.
 * ``compatible``: frames of the finished render are repeated or left out together with the source. An extended clip
-  moves as fast as before and runs its path several times, back and forth; this is what the released program does.
+  moves as fast as before and runs its path several times, back and forth; one too long for its trajectory is thinned
+  to A / 0.3 frames; only 1000 source frames are used. This is what the released program does.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def plan_frames(
 ) -> FramePlan:
     """Frames of an offline clip.
 
-    source_count: frames of the source; those past 1000 are left out. render_count, mask_count: frames of a finished
+    source_count: frames of the source; in compatible mode those past 1000 are left out. render_count, mask_count: frames of a finished
     render and its mask, if there is one (compatible mode only); default: as many as the source with its frozen frames.
     adaptive: apply the adaptive rule. freeze_repeat: extra copies of freeze_frame (default: the middle).
 
@@ -99,7 +98,8 @@ def plan_frames(
     """
     if source_count < 1:
         raise InputError("frame plan: the source has no frames")
-    source = freeze(min(source_count, MAX_SOURCE_FRAMES), freeze_repeat, freeze_frame)
+    used = min(source_count, MAX_SOURCE_FRAMES) if mode == "compatible" else source_count
+    source = freeze(used, freeze_repeat, freeze_frame)
     if mode == "exact" and (render_count is not None or mask_count is not None):
         raise InputError("frame plan: a finished render can only be planned in compatible mode")
     made = len(source) if render_count is None else render_count
@@ -112,7 +112,7 @@ def plan_frames(
         wanted = max(fewest, MIN_EXPANDED_FRAMES)
         if count < wanted:
             chosen = bounce(count, wanted)
-        elif count > most:
+        elif count > most and mode == "compatible":
             chosen = bounce(count, most)
     if mode == "compatible":
         return FramePlan(source[chosen], chosen, made)

@@ -50,10 +50,12 @@ def test_exact_plan_slows_the_camera_instead_of_repeating_it():
     assert fastest_turn(exact) < 2.0 < 6.0 < fastest_turn(compatible)
 
 
-def test_a_slow_path_thins_a_long_clip():
-    plan = plan_frames(200, SMALL)
-    assert len(plan.source_indices) == plan.render_count == 67
+def test_a_slow_path_thins_a_long_clip_as_released_and_slows_down_otherwise():
+    plan = plan_frames(200, SMALL, mode="compatible")
+    assert len(plan.source_indices) == 67
     assert plan.source_indices[0] == 0 and plan.source_indices[-1] == 199
+    plan = plan_frames(200, SMALL)
+    assert plan.source_indices.tolist() == list(range(200)) and plan.render_count == 200
 
 
 def test_no_turn_no_rule_but_the_least_length():
@@ -72,7 +74,8 @@ def test_freeze_comes_before_the_path_and_cuts_after_it():
     assert plan.render_count == 24
     plan = plan_frames(21, CIRCLE, adaptive=False, render_count=19, mask_count=18, mode="compatible")
     assert plan.source_indices.tolist() == plan.render_indices.tolist() == list(range(18))
-    assert len(plan_frames(1500, CIRCLE, adaptive=False).source_indices) == 1000
+    assert len(plan_frames(1500, CIRCLE, adaptive=False, mode="compatible").source_indices) == 1000
+    assert len(plan_frames(1500, CIRCLE, adaptive=False).source_indices) == 1500
 
 
 def test_bad_plans():

@@ -89,8 +89,9 @@ def plan_frames(
 ) -> FramePlan:
     """Frames of an offline clip.
 
-    source_count: frames of the source; in compatible mode those past 1000 are left out. render_count, mask_count: frames of a finished
-    render and its mask, if there is one (compatible mode only); default: as many as the source with its frozen frames.
+    source_count: frames of the source; in compatible mode those past 1000 are left out. render_count, mask_count:
+    frames of a finished render and its mask, if there is one (compatible mode only); default: as many as the source
+    with its frozen frames.
     adaptive: apply the adaptive rule. freeze_repeat: extra copies of freeze_frame (default: the middle).
 
     Returns a FramePlan. In compatible mode render_indices may repeat and run backwards; in exact mode they are

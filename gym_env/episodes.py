@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from inspatio_core.world import World
 
 MAP_LIMIT, MAP_FRAMES = 500_000, 32
 """A world's point map holds as many points as this many frames have pixels, at most the limit."""
+
+# A forked worker (AsyncVectorEnv) that inherits OpenMP threads which exist no more waits for them for ever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 RESET_OPTIONS = ("scene", "frame", "pose", "reset_mask")
 

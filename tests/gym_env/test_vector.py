@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -146,6 +150,20 @@ def test_registered_vector_entry_point():
     assert observations["rgb"].shape == (2, 32, 48, 3) and observations in envs.observation_space
     assert envs.reset(seed=1)[0]["rgb"] is not observations["rgb"]
     envs.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_workers_do_not_hang():
+    """Gymnasium's AsyncVectorEnv forks where the parent has already computed."""
+    code = (
+        "import gymnasium as gym, torch\n"
+        "torch.set_num_threads(2)\n"
+        "make = lambda: gym.make('gym_env:InSpatio/World-v0', size=(48, 64), device='cpu')\n"
+        "make().reset(seed=0)\n"
+        "envs = gym.vector.AsyncVectorEnv([make, make], context='fork')\n"
+        "envs.reset(seed=0), envs.step(envs.action_space.sample()), envs.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_rendering_gives_an_image_a_world(make):

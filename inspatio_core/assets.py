@@ -49,7 +49,9 @@ def find(relative: str) -> Path:
 def scenes() -> list[str]:
     """Names of the shipped scenes, sorted; each opens as ``find(f"scenes/{name}")``."""
     folders = (root / "scenes" for root in roots())
-    return sorted({p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir()})
+    return sorted(
+        {p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir() and p.name[0] != "."}
+    )
 
 
 def cache_dir() -> Path:

@@ -139,7 +139,7 @@ class Session:
         frames = self.world.generator.spec.frames
         commands = self._per_slot(playhead, PlayheadCommand, "playhead commands")
         if isinstance(motion, Tensor):
-            if motion.shape != (self.batch, 6) or not bool(torch.isfinite(motion).all()):
+            if motion.shape != (self.batch, 6) or not np.isfinite(motion.numpy(force=True)).all():
                 raise InputError(f"motion: expected finite twists of shape [{self.batch}, 6], got {list(motion.shape)}")
             motions: Sequence[Motion] | Tensor = motion.to(dtype=torch.float64, device="cpu")
         else:
@@ -149,7 +149,7 @@ class Session:
                     raise InputError(
                         f"motion: a path needs one pose for each of the block's {frames} frames, got {len(m.poses)}"
                     )
-        return self._advance(list(range(self.batch)), frames, motions, commands, last_only)
+        return self._advance(frames, motions, commands, last_only)
 
     def _per_slot(self, value, kind: type, what: str) -> list:
         if value is None or isinstance(value, kind):
@@ -158,9 +158,10 @@ class Session:
             raise InputError(f"{what}: {len(value)} given for {self.batch} slots")
         return list(value)
 
-    def _advance(self, slots: list[int], frames: int, motions, commands, last_only: bool) -> Block:
+    def _advance(self, frames: int, motions, commands, last_only: bool) -> Block:
+        slots = list(range(self.batch))
         self._await_insertions()
-        indices = self.playhead.advance_slots(slots, frames, commands)
+        indices = self.playhead.advance(frames, commands)
         source = self._source_poses(slots, indices)
         poses, twists = self._poses(slots, motions, source, frames)
         block = self._show(slots, indices, source, poses, twists, last_only)
@@ -169,14 +170,15 @@ class Session:
 
     def _moved(self, slots: list[int], frames: int, source: Tensor, poses: Tensor) -> None:
         """Note that ``slots`` showed ``frames`` frames, the last at ``poses`` [b, 4, 4]."""
-        rows = slice(None) if slots == list(range(self.batch)) else slots
-        self.world_from_camera[rows] = poses
-        self._rig[rows] = invert_pose(source) @ poses if self.world.relative_to_source else poses
-        self.frames_shown[rows] += frames
-        self.blocks[rows] += 1
+        self.world_from_camera.numpy()[slots] = poses.numpy()
+        rig = invert_pose(source) @ poses if self.world.relative_to_source else poses
+        self._rig.numpy()[slots] = rig.numpy()
+        self.frames_shown.numpy()[slots] += frames
+        self.blocks.numpy()[slots] += 1
 
     def _source_poses(self, slots: Sequence[int], indices: Tensor) -> Tensor:
-        return torch.stack([self.references[s].world_from_camera[i] for s, i in zip(slots, indices, strict=True)])
+        rows = zip(slots, indices.numpy(), strict=True)
+        return torch.from_numpy(np.stack([self.references[s].world_from_camera.numpy()[i] for s, i in rows]))
 
     def _poses(self, slots: list[int], motions, source: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """Target cameras [b, F, 4, 4] and applied twists [b, F, 6].
@@ -216,7 +218,8 @@ class Session:
         self, slots: list[int], indices: Tensor, source: Tensor, poses: Tensor, twists: Tensor, last_only: bool = False
     ) -> Block:
         world, (b, frames) = self.world, indices.shape
-        stamp = (self.frames_shown[slots][:, None] + torch.arange(frames)).to(torch.float64) / world.fps
+        shown = self.frames_shown.numpy()[slots]
+        stamp = torch.from_numpy((shown[:, None] + np.arange(frames)) / world.fps)
         if last_only and world.generator.spec.framewise:
             indices, source, poses, twists, stamp = (t[:, -1:] for t in (indices, source, poses, twists, stamp))
             frames = 1
@@ -224,8 +227,9 @@ class Session:
         device = world.device
         rgb = stack([self.references[s].rgb(i) for s, i in views]).to(device)
         depth = stack([self.references[s].depth(i) for s, i in views]).to(device)
-        K_source = torch.stack([self.references[s].K[i] for s, i in views])
-        K = torch.stack([self.references[s].K[0] for s in slots])[:, None].expand(b, frames, 3, 3)
+        K_source = torch.from_numpy(np.stack([self.references[s].K.numpy()[i] for s, i in views]))
+        K = torch.from_numpy(np.stack([self.references[s].K.numpy()[0] for s in slots]))
+        K = K[:, None].expand(b, frames, 3, 3)
         anchor = build_anchor(
             rgb,
             depth,
@@ -241,7 +245,7 @@ class Session:
             self._insert_pending(slots)
             for row, slot in enumerate(slots):
                 self._pending[slot] = views[(row + 1) * frames - 1][1]
-        numbers = [int(self.blocks[s]) for s in slots]
+        numbers = self.blocks.numpy()[slots].tolist()
         out = world.generator.generate(anchor, rgb, [self._states[s] for s in slots], numbers)
         shape = (b, frames, *world.size)
         block = Block(

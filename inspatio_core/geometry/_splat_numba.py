@@ -245,12 +245,15 @@ _local = threading.local()
 
 def _scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """This thread's reusable array: fresh pages for every frame would cost more than the warp itself."""
-    arrays = _local.__dict__.setdefault("arrays", {})
-    count = math.prod(shape)
-    array = arrays.get(name)
-    if array is None or array.size < count:
-        array = arrays[name] = np.empty(count, dtype)
-    return array[:count].reshape(shape)
+    arrays = _local.__dict__
+    pool, view = arrays.get(name, (None, None))
+    if view is None or view.shape != shape:
+        count = math.prod(shape)
+        if pool is None or pool.size < count:
+            pool = np.empty(count, dtype)
+        view = pool[:count].reshape(shape)
+        arrays[name] = pool, view
+    return view
 
 
 def _run(rgb, depth, Ks, Kt, T, h, w, out_rgb, out_bits, out_known):

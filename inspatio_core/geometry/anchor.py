@@ -75,7 +75,6 @@ def build_anchor(
     Returns:
         An ``Anchor`` on the device of ``rgb``.
     """
-    source_from_target = invert_pose(source_pose) @ target_pose
     warped = splat(rgb, depth, K_source, K_target, invert_pose(target_pose) @ source_pose, size)
     out_rgb, out_depth, known = warped
     memory = torch.from_numpy(np.zeros(known.shape, np.bool_)).to(known.device)  # no torch threads woken
@@ -94,6 +93,7 @@ def build_anchor(
             _overlay(out_depth[view], seen.depth, new)
 
     if maps is not None:
+        source_from_target = invert_pose(source_pose) @ target_pose
         threads.over_rows(len(rgb), len(rgb) * size[0] * size[1], recall)
     filled_rgb, filled_depth = fill(out_rgb, out_depth, known, default_depth)
     return Anchor(out_rgb, out_depth, known, memory, filled_rgb, filled_depth)

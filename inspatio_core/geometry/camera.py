@@ -44,12 +44,8 @@ def intrinsics_from_fov(size: tuple[int, int], fov: float, axis: str = "x") -> T
 
 def invert_pose(T: Tensor) -> Tensor:
     """Inverse of rigid transforms [..,4,4], by transposing the rotation."""
-    out = torch.zeros_like(T)
-    Rt = T[..., :3, :3].transpose(-1, -2)
-    out[..., :3, :3] = Rt
-    out[..., :3, 3:] = -(Rt @ T[..., :3, 3:])
-    out[..., 3, 3] = 1.0
-    return out
+    Rt = T[..., :3, :3].mT
+    return torch.cat([torch.cat([Rt, -(Rt @ T[..., :3, 3:])], -1), T[..., 3:, :]], -2)
 
 
 def is_rigid(T: Tensor, tol: float = 1e-6) -> Tensor:

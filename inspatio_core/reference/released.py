@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def read(path: str | Path) -> ReleasedFolder:
         step = (high - low) / 65535
 
         def depth(index: int) -> np.ndarray:
-            return read_depth(files[index], 1.0) * np.float32(step) + np.float32(low)
+            return (read_depth(files[index], 1.0) * np.float64(step) + low).astype(np.float32)
 
     else:
 
@@ -107,6 +108,15 @@ def read(path: str | Path) -> ReleasedFolder:
 def clip_depth_compatible(depth: np.ndarray) -> np.ndarray:
     """Depth limited to [1e-4, 1e4] as the released loader does; NaN stays."""
     return np.clip(depth, np.float32(1e-4), np.float32(1e4))
+
+
+def resize_depth_compatible(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Depth [H,W] at `size` (height, width) as the released loader does: row i is row floor(i * H / height), so that
+    it is up to a pixel off towards the origin; columns alike. NaN stays.
+
+    `inspatio_core.reference.reference.resize_depth` is exact to half a pixel; this is not.
+    """
+    return cv2.resize(depth, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def rescale_intrinsics_compatible(K: Tensor, size: tuple[int, int] = (480, 832)) -> Tensor:

@@ -137,8 +137,9 @@ class Case:
         actual = torch.as_tensor(actual).detach().cpu().to(torch.float64)
         assert actual.shape == expected.shape, f"{self.name} {name}: {tuple(actual.shape)} != {tuple(expected.shape)}"
         atol, rtol, _ = tolerance or self.tolerance(*keys)
-        # NaN compares as false, so that a NaN counts as wrong; equal infinities are right.
-        wrong = ~(((actual - expected).abs() <= atol + rtol * expected.abs()) | (actual == expected))
+        # A NaN compares as false, so that it counts as wrong where a number is expected; equal infinities are right.
+        close = (actual - expected).abs() <= atol + rtol * expected.abs()
+        wrong = ~(close | (actual == expected) | (actual.isnan() & expected.isnan()))
         if where is not None:
             where = torch.broadcast_to(torch.as_tensor(where) != 0, wrong.shape)
             assert where.any(), f"{self.name} {name}: nothing to compare"

@@ -2,10 +2,13 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from . import test_depth_formats, test_trajectory
 from .harness import Case, Tolerance, find_cases
 
 
@@ -74,3 +77,78 @@ def test_check_says_no(folder):
         case.check("out.a", off, "c2w", where=torch.zeros(4))
     with pytest.raises(KeyError, match="no tensor 'out.b'"):
         case.check("out.b", off, "c2w")
+
+
+def test_check_nan(folder):
+    """A NaN is right where one is expected, and only there."""
+    nan = float("nan")
+    save_file({"out.a": torch.tensor([1.0, nan])}, folder / "trajectory/spiral.safetensors")
+    case = by_name(folder)["trajectory/spiral"]
+    case.check("out.a", torch.tensor([1.0, nan]), "c2w")
+    for wrong in ([1.0, 1.0], [nan, nan], [nan, 1.0]):
+        with pytest.raises(pytest.fail.Exception, match="out.a"):
+            case.check("out.a", torch.tensor(wrong), "c2w")
+
+
+def write_depth_case(folder, frames: int, size: tuple[int, int]) -> None:
+    """A DA3 folder as the released programs write it, and what its reader must give; one depth is NaN, one infinite."""
+    height, width = size
+    rng = np.random.default_rng(3)
+    depth = rng.uniform(1, 9, (frames, height, width)).astype(np.float32)
+    depth[-1, 0, 0], depth[0, -1, -1] = np.nan, np.inf
+    K = np.array([[30.0, 0, width / 2], [0, 31.0, height / 2], [0, 0, 1]])
+    w2c = np.tile(np.eye(4), (frames, 1, 1))
+    w2c[:, 2, 3] = np.arange(frames)
+    (folder / "da3/depth").mkdir(parents=True)
+    for i, d in enumerate(depth):
+        cv2.imwrite(str(folder / f"da3/depth/{i:04d}.png"), d.view(np.uint8).reshape(*size, 4)[..., [2, 1, 0, 3]])
+    np.savetxt(folder / "da3/extrinsic.txt", w2c[:, :3].reshape(-1, 4))
+    np.savetxt(folder / "da3/intrinsic.txt", np.tile(K, (frames, 1, 1)).reshape(-1, 3))
+    clipped = np.clip(depth, 1e-4, 1e4)
+    rows, columns = [[i * n // (n // 2) for i in range(n // 2)] for n in size]
+    last = frames - 1
+    y, x = np.indices(size)
+    points = np.stack([(x - width / 2) / 30 * depth[last], (y - height / 2) / 31 * depth[last], depth[last]], -1)
+    tensors = {
+        "depth_float32": depth,
+        "loaded_depth_clipped": clipped[:, None],
+        "loaded_depth_half_nearest": clipped[:, rows][:, :, columns][:, None],
+        "intrinsic_first": K,
+        "source_c2w": np.linalg.inv(w2c).astype(np.float32),
+        "extrinsic_w2c": w2c[:, :3],
+        f"local_points_frame{last}": points.reshape(-1, 3),
+    }
+    save_file(
+        {name: torch.from_numpy(np.ascontiguousarray(t)) for name, t in tensors.items()}, folder / "arrays.safetensors"
+    )
+    (folder / "arrays.json").write_text(json.dumps({"suggested_tolerance": 1e-6}))
+
+
+@pytest.mark.parametrize(("frames", "size"), [(1, (13, 21)), (2, (25, 17))], ids=str)
+def test_depth_case_of_any_shape(tmp_path, frames, size):
+    """Odd sizes, one frame, NaN and infinity, in a nested folder."""
+    write_depth_case(tmp_path / "depth_formats/odd", frames, size)
+    (case,) = find_cases(tmp_path)
+    assert case.kind == "depth_formats"
+    test_depth_formats.test_da3_folder(case)
+    test_depth_formats.test_back_projection(case)
+    with pytest.raises(pytest.skip.Exception, match="no folder pi3"):
+        test_depth_formats.test_pi3_folder(case)
+
+
+def test_unknown_error_case(tmp_path):
+    """A malformed file of a name that nobody knows is skipped by name; the others are checked."""
+
+    def case(errors: dict) -> Case:
+        (tmp_path / "trajectory.json").write_text(json.dumps({"errors": errors}))
+        find_cases.cache_clear()
+        return find_cases(tmp_path)[0]
+
+    test_trajectory.test_trajectory(case({name: "ValueError" for name in test_trajectory.BAD_FILES}))
+    with pytest.warns(UserWarning, match="upside_down"):
+        test_trajectory.test_trajectory(case({"upside_down": "ValueError", "nan": "ValueError"}))
+    with pytest.raises(pytest.skip.Exception, match="upside_down"):
+        test_trajectory.test_trajectory(case({"upside_down": "ValueError"}))
+    fine = {"trajectory_text": "0 1\n0 1\n0 1\n"}
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        test_trajectory.test_trajectory(case({"fine": fine}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def test_drive_by_launch_testing():
     ran = subprocess.run(
-        [sys.executable, "-c", "from launch_testing.launch_test import main; main()", "drive.launch_test.py"],
+        [sys.executable, "-c", "from launch_testing.launch_test import main; main()", "drive_launch.py"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

@@ -27,7 +27,7 @@ from simulation_interfaces.srv import (
 )
 from std_msgs.msg import Float64, Header, Int64
 from std_srvs.srv import Trigger
-from tf2_ros import StaticTransformBroadcaster
+from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
 
 from inspatio_core.geometry.camera import project
 from inspatio_core.geometry.motion import se3_exp
@@ -224,6 +224,20 @@ def test_camera_pose_in_any_connected_frame_is_reached_in_a_block(paused):
         assert np.allclose(there, expected, atol=1e-6), frame
         assert odometry[0].twist.twist.linear.x != 0, "it moves there, it does not jump"
         here = there
+
+
+def test_camera_pose_in_a_frame_that_somebody_else_moves(paused):
+    tf, broadcaster = paused.graph.tf(), TransformBroadcaster(paused.graph.node)
+    cart = np.eye(4)
+    cart[0, 3] = 0.7
+
+    def reached():
+        broadcaster.sendTransform(messages.transform(cart, "map", "cart", paused.odom.messages[-1].header.stamp))
+        paused.pose("cart", pose_at(-0.2, 0.1))
+        stamp = Time.from_msg(steps(paused, paused.odom, BLOCK)[-1].header.stamp)
+        return np.allclose(link_in_map(paused, tf, stamp)[:3, 3], (0.5, 0.1, 0), atol=1e-6)
+
+    until(reached, "the pose in the moving frame")  # the world begins to hear the newcomer within a second
 
 
 def test_the_last_kind_of_command_wins(paused):

@@ -103,7 +103,7 @@ class WorldNode(Node):
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
         self.create_timer(
             1.0,
-            self._publish_diagnostics,
+            self._every_second,
             callback_group=MutuallyExclusiveCallbackGroup(),
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
@@ -310,7 +310,8 @@ class WorldNode(Node):
 
     # ---------------------------------------------------------------------------------------------- diagnostics
 
-    def _publish_diagnostics(self) -> None:
+    def _every_second(self) -> None:
+        self.frames.tree.follow()
         msg = DiagnosticArray(status=[self._status()])
         msg.header.stamp = messages.time(self._map_stamp())
         self._diagnostics.publish(msg)

@@ -19,6 +19,7 @@ from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from rclpy.time import Time as RosTime
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -76,7 +77,8 @@ class Tree:
     """tf both ways: sends this robot's frames and hears everybody else's.
 
     The frames of the robot itself enter ``buffer`` as they are sent, not by way of the network: a pose in
-    ``base_link`` is relative to where the robot is now.
+    ``base_link`` is relative to where the robot is now. ``/tf`` is subscribed only while somebody else publishes it:
+    to hear itself every frame would keep the node from its work.
     """
 
     def __init__(self, node: Node, names: FrameNames):
@@ -86,9 +88,20 @@ class Tree:
         self._dynamic = TransformBroadcaster(node)
         self._static = StaticTransformBroadcaster(node)
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        hear, hear_static = self.buffer.set_transform, self.buffer.set_transform_static
-        node.create_subscription(TFMessage, "/tf", partial(self._hear, hear), 100)
-        node.create_subscription(TFMessage, "/tf_static", partial(self._hear, hear_static), latched)
+        hear = partial(self._hear, self.buffer.set_transform_static)
+        node.create_subscription(TFMessage, "/tf_static", hear, latched)
+        self._node = node
+        self._others: Subscription | None = None
+
+    def follow(self) -> None:
+        """Listen to ``/tf`` or stop listening, as others come and go; to be called now and then."""
+        others = self._node.count_publishers("/tf") > 1
+        if others and self._others is None:
+            hear = partial(self._hear, self.buffer.set_transform)
+            self._others = self._node.create_subscription(TFMessage, "/tf", hear, 100)
+        elif not others and self._others is not None:
+            self._node.destroy_subscription(self._others)
+            self._others = None
 
     def _hear(self, take: Callable, msg: TFMessage) -> None:
         for t in msg.transforms:

@@ -1,4 +1,4 @@
-"""Drive the launched world by launch_testing: `launch_test tests/ros/drive.launch_test.py` in a sourced shell."""
+"""Drive the launched world by launch_testing: `launch_test tests/ros/drive_launch.py` in a sourced shell."""
 
 import time
 import unittest

@@ -13,6 +13,9 @@ from inspatio_core.geometry.camera import intrinsics_from_fov
 
 ASSUMED_FOV = 60.0  # degrees, horizontal
 STILL = 0.4  # `camera_motion` up to which a camera counts as standing: noise and codecs move corners that much
+_FEWEST, _FEWEST_CELLS = 8, 5  # corners, and cells of an 8 x 5 grid with corners, that motion can be judged by
+_AS_ONE = 0.42  # share of the textured picture that moves as one when the camera does
+_HARDLY = 0.25  # share that stands below which the camera moves, however things go apart
 
 
 class Frames(Protocol):
@@ -67,11 +70,16 @@ def standing(count: int, size: tuple[int, int], fov: float | None = None, **deta
     )
 
 
-def camera_motion(frames: Frames, samples: int = 12) -> float:
-    """How far the picture as a whole moves within the clip: pixels of `frames.small`; 0 if nobody can tell.
+def camera_motion(frames: Frames, samples: int = 12) -> float | None:
+    """How far the camera's own motion shifts the picture within the clip.
 
-    Corners of some frames are followed over short and long gaps. What stands still in the picture speaks for a standing
-    camera even when more of the picture moves, so the lower third of displacements, per cell of a grid, decides.
+    Corners of some frames are followed over short and long gaps. The camera moves where a large part of the textured
+    picture moves as one (by one affine map), whatever stands still beside it (a car's hood, a gripper, captions), or
+    where hardly anything stands. It stands where things move one by one, or a smaller part does.
+
+    Returns:
+        Pixels of `frames.small`; up to `STILL` when the camera stands; None when nobody can tell, because there is too
+        little texture or most of it is lost from one frame to the next.
     """
     count = len(frames)
     if count < 2:
@@ -83,28 +91,44 @@ def camera_motion(frames: Frames, samples: int = 12) -> float:
     indices = np.unique(np.linspace(0, count - 1, samples).round().astype(int))
     views = [gray(i) for i in indices]
     neighbours = [gray(min(i + 1, count - 1)) if i + 1 < count else None for i in indices]
-    moved = []
+    moved, told = [], 0
     for a, (view, following) in enumerate(zip(views, neighbours)):
-        later = [following] if following is not None else []
-        later += [views[b] for b in (a + 1, a + 4) if b < len(views)]
-        for other in later:
-            shift = _typical_shift(view, other)
-            if shift is not None:
-                moved.append(shift)
-    return max(moved, default=0.0)
-
-
-def _typical_shift(a: np.ndarray, b: np.ndarray) -> float | None:
-    corners = cv2.goodFeaturesToTrack(a, 400, 0.01, 8)
-    if corners is None or len(corners) < 8:
+        corners = cv2.goodFeaturesToTrack(view, 400, 0.01, 8)
+        if corners is None or len(corners) < _FEWEST:
+            continue
+        shifts = [
+            None if other is None else _common_shift(view, other, corners)
+            for other in (following, *(views[b] for b in (a + 1, a + 4) if b < len(views)))
+        ]
+        moved += [shift for shift in shifts if shift is not None]
+        told += any(shift is not None for shift in shifts)
+    if not moved or max(moved) <= STILL and told < 0.5 * (len(views) - 1):
         return None
+    return max(moved)
+
+
+def _common_shift(a: np.ndarray, b: np.ndarray, corners: np.ndarray) -> float | None:
+    """Pixels by which the picture moves as one from a to b, 0 when it stands; None when too few corners are found.
+
+    Every cell of a grid has one vote, shared by its corners.
+    """
     options = {"winSize": (21, 21), "maxLevel": 4}
     there, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, corners, None, **options)
     back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, None, **options)
     sure = (ok & ok_back).ravel().astype(bool) & (np.abs(back - corners).max(-1).ravel() < 0.7)
-    if sure.sum() < 8:
+    start, end = corners[:, 0], there[:, 0]
+    cells = (start // (max(a.shape) / 8)).astype(int) @ [1, 100]
+    _, cells, sizes = np.unique(cells, return_inverse=True, return_counts=True)
+    vote = 1 / sizes[cells] / len(sizes)
+    if sure.sum() < _FEWEST or len(sizes) < _FEWEST_CELLS or vote[sure].sum() < 0.5:
         return None
-    start, shift = corners[sure, 0], np.linalg.norm((there - corners)[sure, 0], axis=-1)
-    cells = (start // (max(a.shape) / 8)).astype(int)
-    cells = cells[:, 0] * 100 + cells[:, 1]
-    return float(np.quantile([np.quantile(shift[cells == c], 0.33) for c in np.unique(cells)], 0.33))
+    shift = np.linalg.norm(end - start, axis=-1)
+    moves = sure & (shift > STILL)
+    if vote[moves].sum() < _AS_ONE:
+        return 0.0
+    typical = float(np.median(shift[moves]))
+    if vote[sure & ~moves].sum() < _HARDLY * vote[sure].sum():
+        return typical
+    tolerance = max(1.0, 0.2 * typical)
+    _, inliers = cv2.estimateAffine2D(start[moves], end[moves], method=cv2.RANSAC, ransacReprojThreshold=tolerance)
+    return typical if inliers is not None and vote[moves] @ inliers.ravel() >= _AS_ONE else 0.0

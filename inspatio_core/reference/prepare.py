@@ -289,7 +289,11 @@ def _cameras(name: str, frames: WrittenFrames, given: Given, poses, fov: float |
     if poses == "static":
         return at_origin
     progress("camera", 0.0)
-    if poses == "auto" and camera_motion(frames) <= STILL:
+    motion = camera_motion(frames) if poses == "auto" else np.inf
+    if motion is None:
+        notice = f"{name}: cannot tell whether the camera moves: taken as still; give poses (or poses sfm) if it moves"
+        return replace(at_origin, notices=(notice,))
+    if motion <= STILL:
         return at_origin
     moving = replace(at_origin, still=False)
     known_K = None if moving.focal_source == "assumed" else moving.K[0]

@@ -19,6 +19,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".p
 MIN_SIDE = 16
 MAX_FPS = 60.0
 IMAGE_FPS = 24.0
+_SLACK = 0.2  # seconds by which a file may be shorter than it states and count as whole
+_REORDERED = 16  # frames that codecs store out of order, at most
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED: players then take BT.709 for HD
 
 
@@ -73,6 +75,7 @@ class Video:
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such file; give a video, an image, or a folder")
         times, declared, broken = self._timestamps()
+        self._truncated = broken or declared > len(times)
         self._fps_and_regularity(times)
         first = next(self._upright(), None)
         if first is None:
@@ -82,7 +85,6 @@ class Video:
         self.size = limited_size(full, longest_side)
         duration = (times[-1] - times[0]) if len(times) > 1 else 0.0
         self.expected_frames = len(times) if self.regular else round(duration * self.fps) + 1
-        self._truncated = broken or declared > len(times)
         self._declared = max(declared, len(times))
 
     def _open(self):
@@ -98,14 +100,20 @@ class Video:
 
     def _timestamps(self) -> tuple[list[float], int, bool]:
         """Presentation times in order, the number of frames the file declares, whether reading stopped at an error."""
-        times, unknown, broken = [], 0, False
+        times, unknown, broken, end = [], 0, False, 0.0
         with self._open() as container:
             stream = container.streams.video[0]
             declared = stream.frames if "mp4" in container.format.name else 0  # elsewhere it is a guess
+            # Matroska and WebM state in their head how long the longest stream is.
+            duration = (container.duration or 0) / av.time_base if "matroska" in container.format.name else 0.0
             self._average = float(stream.average_rate or stream.guessed_rate or 0)
             try:
-                for packet in container.demux(stream):
+                for packet in container.demux() if duration else container.demux(stream):
                     if packet.size == 0:
+                        continue
+                    if packet.pts is not None:
+                        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                    if packet.stream_index != stream.index:
                         continue
                     if packet.pts is None:
                         unknown += 1
@@ -116,6 +124,8 @@ class Video:
         if unknown:  # no timestamps to go by (raw streams, some AVI): trust the header
             step = 1 / (self._average or IMAGE_FPS)
             times = [i * step for i in range(len(times) + unknown)]
+        if duration - end > max(_SLACK, 0.01 * duration):
+            declared = len(times) + max(1, round((duration - end) * (self._average or IMAGE_FPS)))
         return sorted(times), declared, broken
 
     def _fps_and_regularity(self, times: list[float]) -> None:
@@ -126,7 +136,8 @@ class Video:
             return
         median = float(np.median(steps))
         mean = (times[-1] - times[0]) / (len(times) - 1)
-        self.regular = bool((np.abs(steps - median) <= 0.25 * median + 0.0011).all()) and len(steps) == len(times) - 1
+        uneven = np.flatnonzero(np.abs(steps - median) > 0.25 * median + 0.0011)
+        self.regular = len(uneven) == 0 and len(steps) == len(times) - 1
         rate = 1 / (mean if self.regular else median)
         if self._average and abs(rate / self._average - 1) < 0.01:
             rate = self._average
@@ -134,6 +145,8 @@ class Video:
         self.fps = float(snapped) if abs(float(snapped) / rate - 1) < 1e-3 else rate
         if not self.regular:
             self.fps = min(self.fps, MAX_FPS, 2 * len(times) / (times[-1] - times[0]))
+            if self._truncated and (uneven >= len(steps) - _REORDERED).all():
+                return  # frames that the missing part would have filled in
             self.notices.append(
                 f"{self.path.name}: variable frame rate; resampled to {self.fps:.4g} fps, nearest frame in time"
             )

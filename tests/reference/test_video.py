@@ -1,5 +1,6 @@
 """Clips of every kind a user may bring, good and bad; each file is written here, by PyAV or by hand."""
 
+import re
 import resource
 import struct
 from fractions import Fraction
@@ -147,6 +148,37 @@ def test_a_truncated_file_gives_what_decodes(tmp_path):
     frames = list(video.frames())
     assert 2 <= len(frames) < 60 and [number(f) for f in frames[:12]] == list(range(12))
     assert any(f"{len(frames)} of 60 frames" in n for n in video.notices)
+
+
+@pytest.mark.parametrize("name, codec", [("a.mkv", "libx264"), ("a.mkv", "libvpx-vp9"), ("a.webm", "libvpx-vp9")])
+def test_truncated_matroska(tmp_path, name, codec):
+    """Its head says how long it was."""
+    path = write(tmp_path / name, constant(60), codec=codec)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    video = Video(path)
+    frames = list(video.frames())
+    assert 2 <= len(frames) < 60 and [number(f) for f in frames[:12]] == list(range(12))
+    assert len(video.notices) == 1
+    found = re.search(r"damaged or cut short; (\d+) of (\d+) frames decode", video.notices[0])
+    assert int(found[1]) <= len(frames) and abs(int(found[2]) - 60) <= 2
+
+
+def test_sound_longer_than_the_picture(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as out:
+        stream, sound = out.add_stream("libx264", rate=25), out.add_stream("pcm_s16le", rate=8000)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for k in range(10):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(k), format="rgb24")))
+        for k in range(20):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+            samples.sample_rate, samples.pts = 8000, 800 * k
+            out.mux(sound.encode(samples))
+        out.mux(stream.encode())
+        out.mux(sound.encode())
+    video = Video(path)
+    assert len(list(video.frames())) == 10 and video.notices == []
 
 
 def test_damage_in_the_middle_is_survived(tmp_path):

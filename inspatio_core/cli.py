@@ -564,7 +564,7 @@ def _describe_scene(path: Path) -> dict:
 
 
 def _describe_path(name: str) -> dict:
-    from inspatio_core.geometry.frame_plan import adaptive_bounds, total_angle
+    from inspatio_core.geometry.frame_plan import MAX_PLANNED_FRAMES, adaptive_bounds, total_angle
     from inspatio_core.geometry.trajectory import load_poses, load_trajectory
 
     path = find_trajectory(name)
@@ -586,6 +586,9 @@ def _describe_path(name: str) -> dict:
     facts["total_angle"] = angle
     if angle > 1e-3:
         facts["adaptive_frames"] = list(adaptive_bounds(angle, 1))
+        if facts["adaptive_frames"][0] > MAX_PLANNED_FRAMES:
+            notice = f"too long to render: at most {MAX_PLANNED_FRAMES} frames (or --disable_adaptive_frame)"
+            facts["notices"] = [notice]
     return facts
 
 

@@ -153,14 +153,30 @@ def test_broken_scene_description(capsys, tmp_path):
         ("0 1\n0 nan\n1 1\n", "line 2"),
         ("0 1\n0 1\n", "line 3"),
         ("", "line 1"),
+        ("0 1e300\n0 1\n1 1\n", "line 1|1e+09"),
+        ("0 1\n0 -1e308 1e308\n1 1\n", "line 2|1e+09"),
+        ("0 1e7\n0 1\n1 1\n", "1e+07 degrees|100000"),
+        ("0 0\n0 90000\n1 1\n", "90000 degrees|100000"),
     ],
-    ids=["one keyframe", "words", "nan", "two lines", "no lines"],
+    ids=["one keyframe", "words", "nan", "two lines", "no lines", "huge", "overflow", "endless turn", "long turn"],
 )
 def test_bad_trajectory(capsys, tmp_path, good_scene, text, says):
     (tmp_path / "t.txt").write_text(text)
     refused(
         capsys, tmp_path, *render(good_scene, tmp_path, "--traj_txt_path", tmp_path / "t.txt"), says="t.txt|" + says
     )
+
+
+@pytest.mark.parametrize("path", ["traj", "poses"])
+def test_endless_freeze(capsys, tmp_path, good_scene, path):
+    """Refused before room for the frames is asked for."""
+    where = ["--traj_txt_path", tmp_path / "t.txt"] if path == "traj" else ["--poses", tmp_path / "p.txt"]
+    (tmp_path / "t.txt").write_text(GOOD_PATH)
+    (tmp_path / "p.txt").write_text("1 0 0 0  0 1 0 0  0 0 1 0\n")
+    for repeat in (100_000, 10**8, 10**30):
+        refused(
+            capsys, tmp_path, *render(good_scene, tmp_path, *where, "--freeze_repeat", repeat), says="freeze|100000"
+        )
 
 
 def test_missing_trajectory(capsys, tmp_path, good_scene):

@@ -239,6 +239,18 @@ def test_info_on_a_video_a_trajectory_and_poses(capsys, tmp_path, arc, scene):
     assert code == 0 and "12" in out and "48x64" in out
 
 
+def test_info_on_a_trajectory_that_turns_for_ever(capsys, tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("0 1e7\n0 0\n1 1\n")
+    code, out, err = run(capsys, "info", path, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["adaptive_frames"][0] == 12_500_001 and "100000" in facts["notices"][0]
+    path.write_text("0 1e300\n0 0\n1 1\n")
+    code, out, err = run(capsys, "info", path)
+    assert code == 2 and out == "" and "line 1" in err and len(err.splitlines()) == 1
+
+
 def test_shipped_things_go_by_their_names(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pan").mkdir()  # as of an earlier render

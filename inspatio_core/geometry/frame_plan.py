@@ -27,6 +27,8 @@ MAX_SOURCE_FRAMES = 1000
 MIN_DEGREES_PER_FRAME = 0.3
 MAX_DEGREES_PER_FRAME = 0.8
 MIN_EXPANDED_FRAMES = 121
+MAX_PLANNED_FRAMES = 100_000
+"""A plan with more frames than this (more than an hour), and more than its source has, is taken for a mistake."""
 
 
 class FramePlan(NamedTuple):
@@ -43,11 +45,18 @@ def total_angle(trajectory: Trajectory) -> float:
     return max(float(np.abs(np.diff(curve)).sum()) for curve in (trajectory.pitch, trajectory.yaw))
 
 
+def _check_length(frames: float, count: int, reason: str) -> None:
+    if frames > max(MAX_PLANNED_FRAMES, count):
+        raise InputError(f"{reason} takes {frames:.6g} frames; at most {MAX_PLANNED_FRAMES} are planned")
+
+
 def bounce(count: int, frames: int) -> Tensor:
     """Indices int64 [frames] into a clip of `count` frames: 0, 1, .., count-1, count-2, .., 0, 1, .. where more frames
-    are wanted than the clip has, else spread evenly over it, rounded down. A clip of one frame gives zeros."""
+    are wanted than the clip has, else spread evenly over it, rounded down. A clip of one frame gives zeros. InputError
+    above MAX_PLANNED_FRAMES."""
     if count < 1 or frames < 0:
         raise InputError(f"bounce: need a clip of at least 1 frame and frames >= 0, got {count} and {frames}")
+    _check_length(frames, count, "bounce: playing back and forth")
     if frames <= count:
         return torch.from_numpy(np.linspace(0, count - 1, frames).astype(np.int64))
     if count == 1:
@@ -59,9 +68,10 @@ def bounce(count: int, frames: int) -> Tensor:
 
 def freeze(count: int, repeat: int, frame: int | None = None) -> Tensor:
     """Indices int64 [count + repeat]: 0 .. count-1 with `frame` (default count // 2, else clamped into the clip)
-    followed by `repeat` copies of itself."""
+    followed by `repeat` copies of itself. InputError above MAX_PLANNED_FRAMES."""
     if count < 1 or repeat < 0:
         raise InputError(f"freeze: need a clip of at least 1 frame and repeat >= 0, got {count} and {repeat}")
+    _check_length(count + repeat, count, f"freeze: repeating a frame {repeat} times")
     frame = count // 2 if frame is None else min(max(frame, 0), count - 1)
     return torch.cat([torch.arange(frame + 1), torch.full((repeat,), frame), torch.arange(frame + 1, count)])
 
@@ -95,7 +105,8 @@ def plan_frames(
     adaptive: apply the adaptive rule. freeze_repeat: extra copies of freeze_frame (default: the middle).
 
     Returns a FramePlan. In compatible mode render_indices may repeat and run backwards; in exact mode they are
-    0 .. n-1 and render_count = n: sample the trajectory at that number. Raises InputError for an empty clip.
+    0 .. n-1 and render_count = n: sample the trajectory at that number. Raises InputError for an empty clip and, before
+    anything is allocated, for a plan of more than MAX_PLANNED_FRAMES.
     """
     if source_count < 1:
         raise InputError("frame plan: the source has no frames")
@@ -109,7 +120,10 @@ def plan_frames(
         raise InputError("frame plan: the render or its mask has no frames")
     chosen = torch.arange(count)
     if adaptive:
-        fewest, most = adaptive_bounds(total_angle(trajectory), count)
+        angle = total_angle(trajectory)
+        rule = f"{trajectory.name}: turning {angle:g} degrees at {MAX_DEGREES_PER_FRAME} a frame"
+        _check_length(angle / MAX_DEGREES_PER_FRAME + 1, count, rule)
+        fewest, most = adaptive_bounds(angle, count)
         wanted = max(fewest, MIN_EXPANDED_FRAMES)
         if count < wanted:
             chosen = bounce(count, wanted)

@@ -32,6 +32,9 @@ from inspatio_core.geometry.motion import quaternion_from_rotation, rotation_fro
 
 Mode = Literal["exact", "compatible"]
 
+MAX_KEYFRAME = 1e9
+"""Keyframes are at most this large: float64 still tells a millionth of a degree there, and nothing overflows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
@@ -69,6 +72,9 @@ def parse_trajectory(text: str, name: str = "trajectory") -> Trajectory:
                 raise InputError(f"{name}: line {number} ({what}): {word[:40]!r} is not a number") from None
         if not np.isfinite(values).all():
             raise InputError(f"{name}: line {number} ({what}) contains NaN or infinity; write finite numbers")
+        if np.abs(values).max() > MAX_KEYFRAME:
+            limit = f"a number beyond {MAX_KEYFRAME:g}; write degrees, degrees and metres"
+            raise InputError(f"{name}: line {number} ({what}) contains {limit}")
         if len(values) < 2:
             raise InputError(f"{name}: line {number} ({what}) has a single keyframe; write at least two")
         curves.append(np.array(values))

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from inspatio_core.errors import InputError
 from inspatio_core.geometry.frame_plan import adaptive_bounds, bounce, freeze, plan_frames, total_angle
-from inspatio_core.geometry.trajectory import parse_trajectory, sample
+from inspatio_core.geometry.trajectory import Trajectory, parse_trajectory, sample
 
 CIRCLE = parse_trajectory("0 60 -60 0\n0 0\n1 1\n")
 ZOOM = parse_trajectory("0 0\n0 0\n0 1\n")
@@ -86,3 +87,19 @@ def test_bad_plans():
     ):
         with pytest.raises(InputError, match="frame plan"):
             call()
+
+
+def test_a_plan_without_end_is_refused_before_it_is_made():
+    endless = parse_trajectory("0 1e9\n0 0\n1 1\n")
+    infinite = Trajectory(*[np.array([0.0, 1.7e308])] * 3)
+    for mode in ("exact", "compatible"):
+        for trajectory in (endless, infinite):
+            with pytest.raises(InputError, match="100000"):
+                plan_frames(10, trajectory, mode=mode)
+        with pytest.raises(InputError, match="freeze.*100000"):
+            plan_frames(10, SMALL, freeze_repeat=10**18, mode=mode)
+        assert plan_frames(10, endless, adaptive=False, mode=mode).render_count == 10
+    with pytest.raises(InputError, match="100000"):
+        bounce(10, 10**18)
+    assert len(plan_frames(150_000, SMALL).source_indices) == 150_000  # a long source is no mistake
+    assert len(plan_frames(10, parse_trajectory("0 79990\n0 0\n1 1\n")).source_indices) == 99_989

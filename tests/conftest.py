@@ -1,4 +1,6 @@
-"""The ROS 2 of the tests: activated before anything is collected, on a domain of its own, or skipped by name.
+"""What tests share: a cache folder of their own, and ROS 2.
+
+ROS 2 is activated before anything is collected, on a domain of its own, or its tests are skipped by name.
 
 A plain `pytest` in the venv is enough: where ROS 2 is not sourced yet, pytest starts itself anew in the environment
 that has it. With ROS=none (or where there is no ROS 2) the tests below tests/ros and those marked `ros` are skipped.
@@ -103,3 +105,11 @@ def pytest_collection_modifyitems(items):
 
 def pytest_report_header():
     return f"ROS 2: {os.environ[ACTIVE]}, domain {os.environ['ROS_DOMAIN_ID']}"
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch) -> Path:
+    """An empty cache folder: nothing prepared or downloaded earlier is found, and nothing is left behind."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("INSPATIO_CACHE", str(folder))
+    return folder

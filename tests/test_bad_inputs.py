@@ -12,10 +12,7 @@ from tests.clips import make_scene, make_video, run
 
 GOOD_PATH = "0 5\n0 10\n1 1\n"
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("INSPATIO_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -26,10 +26,7 @@ RELEASED = """--input_dir --traj_txt_path --checkpoint_path --config_path --da3_
 --skip_step3 --relative_to_source --rotation_only --disable_adaptive_frame --freeze_repeat --freeze_frame --use_tae
 --tae_checkpoint_path --compile_dit --render_backend --seed --num_samples --width --height""".split()
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("INSPATIO_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

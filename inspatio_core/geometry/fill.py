@@ -23,19 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from inspatio_core.errors import InputError
+from inspatio_core.geometry import _fill_numba
+from inspatio_core.geometry._fill_numba import ASIDE, BANK, GREY, LEAST, RAMP, RAMP_ASIDE, TENT
 from inspatio_core.geometry.splat import _use_numba
-
-BANK = 4
-"""Width of the strip of known pixels beside a hole that it is filled from."""
-ASIDE = 2
-"""So many runs on either side are asked as well: a notch in a silhouette has near ends only."""
-RAMP = (0.88, 0.98)
-"""A source at this fraction of the farther end's depth weighs nothing, or all."""
-RAMP_ASIDE = (0.5, 0.75)
-"""The same for the farther ends of the runs aside: lenient, since depth may slope."""
-LEAST = 1e-6  # weight of a rejected source: it counts only where there is no other
-GREY = 128
-TENT = (0.25, 0.75, 0.75, 0.25)
 
 
 def fill(
@@ -63,8 +53,6 @@ def fill(
         )
     default_depth = torch.as_tensor(default_depth, dtype=torch.float64).reshape(-1).expand(len(rgb))
     if _use_numba(backend, rgb.device):
-        from inspatio_core.geometry import _fill_numba
-
         return _fill_numba.fill(rgb, depth, known, default_depth)
     return _fill_torch(rgb, depth, known, default_depth)
 

@@ -46,6 +46,8 @@ from inspatio_core.reference.reference import Reference
 TRANSFORMS = "transforms.json"
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV camera axes -> OpenGL camera axes, and back
 MILLIMETRE = 0.001
+_MOST_PIXELS = 65536  # a side
+_SHORTEST, _LONGEST = 1e-3, 1e9  # pixels, of focal lengths
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -126,12 +128,15 @@ class FileSource:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a scene folder's ``transforms.json`` says: paths resolved, cameras in this project's conventions.
+    """What a scene folder's ``transforms.json`` says, checked: paths resolved, cameras in this project's conventions.
 
     Attributes:
         images, depths, masks, true_masks: one path a frame; the last three may be empty.
-        size: (height, width). K: float64 [N,3,3], pixel centres at integers. world_from_camera: float64 [N,4,4],
-        OpenCV axes, scene units. data: the JSON as it is.
+        size: (height, width). K: float64 [N,3,3] pixels, pixel centres at integers. world_from_camera: float64 [N,4,4],
+        OpenCV axes, scene units. fps: frames per second. depth_unit: scene units per count of a depth image.
+        metric: whether the scale is known. metres_per_unit: metres of one scene unit, None where it is not said.
+        name, caption, depth_source, pose_source: as stored, or what stands for them. notices: one-line warnings.
+        data: the JSON as it is.
     """
 
     path: Path
@@ -142,22 +147,16 @@ class Scene:
     size: tuple[int, int]
     K: np.ndarray
     world_from_camera: np.ndarray
+    fps: float
+    depth_unit: float
+    metric: bool
+    metres_per_unit: float | None
+    name: str
+    caption: str | None
+    depth_source: str
+    pose_source: str
+    notices: tuple[str, ...]
     data: dict
-
-    @property
-    def depth_unit(self) -> float:
-        """Scene units per count of a depth image."""
-        return float(self.data.get("depth_unit_scale_factor", MILLIMETRE))
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """One-line warnings for the user."""
-        notices = [str(n) for n in self.data.get("notices", ())]
-        if any(float(self.data.get(k) or 0) for k in ("k1", "k2", "k3", "k4", "p1", "p2")):
-            notices.append(
-                f"{self.path.name}: lens distortion in {TRANSFORMS} is ignored; undistort the images for best results"
-            )
-        return tuple(notices)
 
 
 def is_scene(path: str | Path) -> bool:
@@ -165,54 +164,122 @@ def is_scene(path: str | Path) -> bool:
     return (Path(path) / TRANSFORMS).is_file()
 
 
+class _Entries:
+    """An object of the JSON whose entries are checked as they are read; null counts as missing.
+
+    Args:
+        where: what messages begin with. outer: where entries are looked for that are not here.
+    """
+
+    def __init__(self, data: dict, where: str, outer: _Entries | None = None):
+        self._data, self._where, self._outer = data, where, outer
+
+    def _get(self, key: str):
+        found = self._data.get(key)
+        return self._outer._get(key) if found is None and self._outer is not None else found
+
+    def error(self, key: str, must: str) -> InputError:
+        """What to raise about `key`."""
+        return InputError(f"{self._where}{key} must be {must}, not {json.dumps(self._get(key))[:60]}")
+
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float | None:
+        """A finite number from low to high."""
+        found = self._get(key)
+        if found is None:
+            return default
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or not low <= found <= high:
+            raise self.error(key, f"a number from {low:g} to {high:g}")
+        return float(found)
+
+    def needed(self, key: str, low: float, high: float) -> float:
+        """The same, of an entry that must be there."""
+        found = self.number(key, low, high)
+        if found is None:
+            raise InputError(f"{self._where}no {key}; intrinsics are w, h, fl_x, fl_y, cx, cy")
+        return found
+
+    def text(self, key: str, default: str | None = None) -> str | None:
+        """A string; an empty one counts as missing."""
+        found = self._get(key)
+        if found is not None and not isinstance(found, str):
+            raise self.error(key, "a string")
+        return found or default
+
+    def flag(self, key: str) -> bool:
+        """true or false; false where missing."""
+        found = self._get(key)
+        if found is not None and not isinstance(found, bool):
+            raise self.error(key, "true or false")
+        return bool(found)
+
+    def texts(self, key: str) -> list[str]:
+        """A list of strings; empty where missing."""
+        found = self._get(key)
+        if found is not None and not (isinstance(found, list) and all(isinstance(n, str) for n in found)):
+            raise self.error(key, "a list of strings")
+        return found or []
+
+    def matrix(self, key: str) -> np.ndarray:
+        """float64 [4,4]."""
+        try:
+            found = np.asarray(self._get(key), np.float64)
+        except (TypeError, ValueError, OverflowError):
+            found = None
+        if found is None or found.shape != (4, 4):
+            raise self.error(key, "a 4x4 matrix of numbers")
+        return found
+
+
 def read_scene(path: str | Path) -> Scene:
-    """Read and check a folder's ``transforms.json``. Raises `InputError` that names what is wrong."""
+    """Read and check a folder's ``transforms.json``.
+
+    Raises:
+        InputError: one line that names the file, the entry and what it must be.
+    """
     path = Path(path)
     file = path / TRANSFORMS
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        frames = sorted(data["frames"], key=lambda frame: natural_order(frame["file_path"]))
+        listed = sorted(data["frames"], key=lambda frame: natural_order(frame["file_path"]))
     except OSError:
         raise InputError(
             f"{path}: no {TRANSFORMS} in it; give a scene folder, a video, or a folder of images"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: not a scene description ({type(error).__name__}: {error})") from None
-    if not frames:
+    if not listed:
         raise InputError(f"{file}: lists no frames")
+    top = _Entries(data, f"{file}: ")
+    frames = [_Entries(frame, f"{file}: frame {i}: ", top) for i, frame in enumerate(listed)]
+    own = [_Entries(frame, f"{file}: frame {i}: ") for i, frame in enumerate(listed)]
 
     def paths(key: str) -> tuple[Path, ...]:
-        found = tuple(path / frame[key] for frame in frames if frame.get(key))
-        if found and len(found) != len(frames):
-            raise InputError(f"{file}: {len(found)} of {len(frames)} frames have a {key}; give it for all or none")
-        for p in found:
-            if not p.is_file():
-                raise InputError(f"{file}: names {p.relative_to(path)}, which is not there; prepare the scene anew")
-        return found
-
-    def value(frame: dict, key: str, default=None) -> float:
-        found = frame.get(key, data.get(key, default))
-        if found is None:
-            raise InputError(f"{file}: no {key}; intrinsics are w, h, fl_x, fl_y, cx, cy")
-        return float(found)
+        names = [name for frame in own if (name := frame.text(key))]
+        if names and len(names) != len(frames):
+            raise InputError(f"{file}: {len(names)} of {len(frames)} frames have a {key}; give it for all or none")
+        for name in names:
+            if not (path / name).is_file():
+                raise InputError(f"{file}: names {name}, which is not there; prepare the scene anew")
+        return tuple(path / name for name in names)
 
     images = paths("file_path")
     if not images:
         raise InputError(f"{file}: frames have no file_path")
-    try:
-        size = (int(value(frames[0], "h")), int(value(frames[0], "w")))
-        K = np.zeros((len(frames), 3, 3))
-        poses = np.zeros((len(frames), 4, 4))
-        for i, frame in enumerate(frames):
-            focal = value(frame, "fl_x")
-            K[i, 0, 0], K[i, 1, 1], K[i, 2, 2] = focal, value(frame, "fl_y", focal), 1
-            K[i, 0, 2] = value(frame, "cx", size[1] / 2) - 0.5
-            K[i, 1, 2] = value(frame, "cy", size[0] / 2) - 0.5
-            poses[i] = np.asarray(frame["transform_matrix"], np.float64) @ OPENGL
-    except (KeyError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: frame {i}: bad intrinsics or transform_matrix ({error})") from None
+    size = (int(frames[0].needed("h", 1, _MOST_PIXELS)), int(frames[0].needed("w", 1, _MOST_PIXELS)))
+    seen = read_image(images[0]).shape[:2]
+    if size != seen:
+        raise InputError(f"{file}: w, h are {size[1]}, {size[0]}, but {images[0].name} is {seen[1]}x{seen[0]} pixels")
+    K = np.zeros((len(frames), 3, 3))
+    for i, frame in enumerate(frames):
+        focal = frame.needed("fl_x", _SHORTEST, _LONGEST)
+        K[i, 0, 0], K[i, 1, 1], K[i, 2, 2] = focal, frame.number("fl_y", _SHORTEST, _LONGEST, focal), 1
+        K[i, 0, 2] = frame.number("cx", -_LONGEST, _LONGEST, size[1] / 2) - 0.5
+        K[i, 1, 2] = frame.number("cy", -_LONGEST, _LONGEST, size[0] / 2) - 0.5
+    notices = top.texts("notices")
+    if any([top.number(k, -_LONGEST, _LONGEST, 0.0) for k in ("k1", "k2", "k3", "k4", "p1", "p2")]):
+        notices = notices + [
+            f"{path.name}: lens distortion in {TRANSFORMS} is ignored; undistort the images for best results"
+        ]
     return Scene(
         path=path,
         images=images,
@@ -221,7 +288,16 @@ def read_scene(path: str | Path) -> Scene:
         true_masks=paths("true_moving_path"),
         size=size,
         K=K,
-        world_from_camera=poses,
+        world_from_camera=np.stack([frame.matrix("transform_matrix") @ OPENGL for frame in own]),
+        fps=top.number("fps", 1e-3, 1e4, 24.0),
+        depth_unit=top.number("depth_unit_scale_factor", 1e-12, 1e9, MILLIMETRE),
+        metric=top.flag("metric"),
+        metres_per_unit=top.number("metres_per_unit", 1e-12, 1e12),
+        name=top.text("name", path.resolve().name),
+        caption=top.text("caption"),
+        depth_source=top.text("depth_source", "scene"),
+        pose_source=top.text("pose_source", "scene"),
+        notices=tuple(notices),
         data=data,
     )
 
@@ -240,7 +316,6 @@ def open_scene(path: str | Path, *, metres_per_unit: float | None = None, moving
         raise InputError(f"moving must be auto, true or none, not {moving!r}")
     if moving == "true" and not scene.true_masks:
         raise InputError(f"{scene.path}: has no exact moving masks (true_moving_path)")
-    metric = bool(scene.data.get("metric", False))
     source = FileSource(
         images=scene.images,
         depths=scene.depths,
@@ -252,15 +327,15 @@ def open_scene(path: str | Path, *, metres_per_unit: float | None = None, moving
         source,
         scene.K,
         scene.world_from_camera,
-        fps=float(scene.data.get("fps") or 24.0),
+        fps=scene.fps,
         size=scene.size,
-        name=str(scene.data.get("name") or scene.path.resolve().name),
+        name=scene.name,
         path=scene.path.resolve(),
-        metric=metric,
-        metres_per_unit=metres_per_unit or scene.data.get("metres_per_unit"),
-        caption=scene.data.get("caption"),
-        depth_source=str(scene.data.get("depth_source", "scene")),
-        pose_source=str(scene.data.get("pose_source", "scene")),
+        metric=scene.metric,
+        metres_per_unit=scene.metres_per_unit if metres_per_unit is None else metres_per_unit,
+        caption=scene.caption,
+        depth_source=scene.depth_source,
+        pose_source=scene.pose_source,
         notices=scene.notices,
     )
 

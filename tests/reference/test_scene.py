@@ -101,6 +101,8 @@ def test_scale_of_scenes_without_one(tmp_path):
     assert free.median_depth == pytest.approx(3.0) and not free.metric
     assert float(free.world_from_camera[1, 0, 3]) == pytest.approx(0.3 * free.metres_per_unit)
     assert open_scene(path, metres_per_unit=2.0).median_depth == pytest.approx(2 * 3.0 / free.metres_per_unit, rel=1e-3)
+    with pytest.raises(InputError, match="metres_per_unit must be positive"):
+        open_scene(path, metres_per_unit=0.0)
     stored = open_scene(write(tmp_path / "two", metric=False, metres_per_unit=0.5))
     assert stored.metres_per_unit == 0.5
 
@@ -161,6 +163,47 @@ def test_broken_descriptions(tmp_path, change, match):
     with pytest.raises(InputError, match=match) as error:
         open_reference(path)
     assert "\n" not in str(error.value)
+
+
+WRONG_NUMBERS = ["x", float("nan"), float("inf"), [1], {}, True, -5, 0, 1e30]
+WRONG = (
+    [(key, value) for key in ("w", "h", "fl_x", "depth_unit_scale_factor", "fps") for value in WRONG_NUMBERS]
+    + [("w", 1e9), ("w", W + 1), ("h", H - 1), ("w", None), ("fl_x", None)]
+    + [(key, value) for key in ("cx", "cy", "k1", "p2") for value in ("x", float("nan"), [1], 1e30)]
+    + [("fl_y", "x"), ("fl_y", 0), ("metres_per_unit", "x"), ("metres_per_unit", 0), ("metres_per_unit", -1)]
+    + [("metric", "false"), ("metric", 1), ("notices", 5), ("notices", "words"), ("notices", [5])]
+    + [(key, 5) for key in ("name", "caption", "depth_source", "pose_source")]
+    + [("frames." + key, 5) for key in ("file_path", "depth_file_path", "mask_path", "true_moving_path")]
+    + [("frames.depth_file_path", ["a"]), ("frames.depth_file_path", "/elsewhere/0.png"), ("frames.w", "x")]
+    + [("frames.transform_matrix", value) for value in (5, "x", None, [[1, 2], [3, 4]], [[1, 2], [3]], {}, [["x"] * 4])]
+    + [("frames.fl_x", "x"), ("frames.fl_x", float("nan")), ("frames.cx", "x"), ("frames", 5), ("frames", [5])]
+)
+
+
+@pytest.mark.parametrize("key, value", WRONG, ids=[f"{key}={value}" for key, value in WRONG])
+def test_wrong_entries(tmp_path, key, value):
+    path = write(tmp_path / "scene")
+    file = path / "transforms.json"
+    data = json.loads(file.read_text())
+    place = data["frames"][0] if key.startswith("frames.") else data
+    place[key.split(".")[-1]] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(InputError) as error:
+        open_reference(path)
+    message = str(error.value)
+    assert message.startswith(str(file)) and "\n" not in message
+    assert key.split(".")[-1] in message or "not a scene description" in message or "/elsewhere/0.png" in message
+
+
+def test_entries_may_be_null(tmp_path):
+    path = write(tmp_path / "scene", metric=False)
+    file = path / "transforms.json"
+    empty = dict.fromkeys(
+        ["fps", "depth_unit_scale_factor", "metres_per_unit", "notices", "name", "caption", "cx", "k1"]
+    )
+    file.write_text(json.dumps(json.loads(file.read_text()) | empty))
+    ref = open_reference(path)
+    assert ref.fps == 24 and ref.name == "scene" and ref.notices == () and float(ref.K[0, 0, 2]) == W / 2 - 0.5
 
 
 def test_words_instead_of_json(tmp_path):

@@ -37,6 +37,7 @@ def open_reference(
     there in well under a second afterwards.
 
     Args:
+        fov: horizontal angle of view in degrees, for sources without intrinsics; refused for others.
         size: (height, width) of the frames, ``"auto"`` for 480x832 (upright clips: 832x480), None for the size stored.
         metres_per_unit: scale of a clip without one; default such that the median depth is 3 m.
         moving: which masks of moving things: ``auto`` (the scene's), ``true`` (exact ones, rendered scenes), ``none``.
@@ -45,6 +46,8 @@ def open_reference(
     Raises:
         InputError: in one line, what is wrong with the source or an option.
     """
+    if not str(source).strip():
+        raise InputError("the source's name is empty; give a video, an image, a folder, or a shipped scene's name")
     path = Path(source).expanduser()
     if not path.exists() and str(source) in assets.scenes():
         path = assets.find(f"scenes/{source}")
@@ -53,6 +56,8 @@ def open_reference(
             f"{source}: no such file or folder; give a video, an image, a folder, or a shipped scene's name"
         )
     own = is_scene(path) and depth == "auto" and poses == "auto" and bool(read_scene(path).depths)
+    if own and fov is not None:
+        raise InputError(f"{source}: fov is given, but this scene has its own intrinsics; leave fov out")
     if not own:
         options = {"depth": depth, "poses": poses, "fov": fov}
         folder = Path(cache_dir or assets.cache_dir()) / "scenes" / fingerprint(path, options)

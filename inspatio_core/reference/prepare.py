@@ -129,7 +129,8 @@ def prepare(
             provider object.
         poses: ``auto`` (the source's own; a standing camera where the picture stands; structure from motion),
             ``static``, ``sfm``, a DA3, Pi3 or scene folder, or a file of world_from_camera poses.
-        fov: horizontal angle of view in degrees where the focal length is unknown. Default: 60, or estimated.
+        fov: horizontal angle of view in degrees where the focal length is unknown (refused where it is known). Default:
+            60, or estimated.
         longest_side: frames are shrunk to this.
         masks: whether to look for moving things and store masks.
         progress: told (stage, share of it done).
@@ -140,15 +141,19 @@ def prepare(
     Raises:
         InputError: bad source, option or output. Whatever happens, nothing half-written remains.
     """
-    source, out = Path(source), Path(out)
     if longest_side < 64:
         raise InputError(f"longest_side: {longest_side} is too small; at least 64")
     if fov is not None and not 1 <= fov <= 170:
         raise InputError(f"fov: {fov} degrees is not an angle of view; 1 to 170")
+    if not str(source).strip() or not str(out).strip():
+        raise InputError("the name of the source or of the output is empty; give a path")
+    source, out = Path(source), Path(out)
     progress = progress or (lambda stage, share: None)
     clip, given = _open(source, longest_side)
     _take(given, depth, "depth")
     _take(given, poses, "poses")
+    if fov is not None and given.K is not None:
+        raise InputError(f"{source}: fov is given, but intrinsics are known (scene, DA3 or Pi3 folder); leave fov out")
     try:
         with SceneWriter(out, replace=replace_existing) as writer:
             frames = WrittenFrames(writer, clip.size)
@@ -190,19 +195,19 @@ def prepare(
 def _open(source: Path, longest_side: int):
     if is_scene(source):
         scene = read_scene(source)
-        clip = Images.of_files(scene.images, longest_side, float(scene.data.get("fps") or 24.0), scene.path.name)
+        clip = Images.of_files(scene.images, longest_side, scene.fps, scene.path.name)
         given = Given(
             count=len(scene.images),
             size=scene.size,
             K=scene.K,
             world_from_camera=scene.world_from_camera,
-            pose_source=str(scene.data.get("pose_source", "scene")),
-            metric=bool(scene.data.get("metric", False)),
-            entries={k: scene.data.get(k) for k in ("name", "caption")},
+            pose_source=scene.pose_source,
+            metric=scene.metric,
+            entries={"name": scene.data.get("name"), "caption": scene.caption},
         )
         if scene.depths:
             given.depth = lambda i: read_depth(scene.depths[i], scene.depth_unit)
-            given.depth_source = str(scene.data.get("depth_source", "scene"))
+            given.depth_source = scene.depth_source
         return clip, given
     kind = released.kind(source)
     if kind:
@@ -240,7 +245,7 @@ def _take(given: Given, what, kind: str) -> None:
         scene = read_scene(path)
         count, size, K, path_poses, name = len(scene.images), scene.size, scene.K, scene.world_from_camera, path.name
         depth = (lambda i: read_depth(scene.depths[i], scene.depth_unit)) if scene.depths else None
-        metric = bool(scene.data.get("metric", False))
+        metric = scene.metric
         if kind == "depth" and depth is None:
             raise InputError(f"depth {path}: that scene folder has no depth")
     elif kind == "poses" and path.is_file():

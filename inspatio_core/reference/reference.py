@@ -160,7 +160,7 @@ def auto_size(size: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reference:
-    """A clip with depth, camera path and intrinsics, in metres; immutable.
+    """A clip with depth, camera path and intrinsics, in metres; immutable, so ``copy`` and ``deepcopy`` give it back.
 
     Attributes:
         name: for messages; path: the scene folder or file it was opened from, None for arrays.
@@ -292,6 +292,12 @@ class Reference:
 
     def __repr__(self) -> str:
         return f"Reference({self.name!r}, {self.frame_count} frames, {self.size[0]}x{self.size[1]}, {self.fps:g} fps)"
+
+    def __copy__(self) -> Reference:
+        return self  # nothing in it changes, so a copy (``gymnasium.make`` copies its arguments) is the thing itself
+
+    def __deepcopy__(self, memo: dict) -> Reference:
+        return self
 
     def _index(self, index: int) -> int:
         if not 0 <= index < self.frame_count:

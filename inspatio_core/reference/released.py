@@ -106,7 +106,11 @@ def read(path: str | Path) -> ReleasedFolder:
 
 
 def clip_depth_compatible(depth: np.ndarray) -> np.ndarray:
-    """Depth limited to [1e-4, 1e4] as the released loader does; NaN stays."""
+    """float32 [..,H,W], metres, limited to 1e-4..1e4 m as the released loader does; NaN stays NaN.
+
+    Args:
+        depth: float32 [..,H,W], metres, z along the optical axis; infinite values allowed.
+    """
     return np.clip(depth, np.float32(1e-4), np.float32(1e4))
 
 

@@ -215,6 +215,18 @@ def test_options(tmp_path, without_tools):
         open_reference(source, "480x832")
     with pytest.raises(InputError, match="no such file"):
         open_reference(tmp_path / "gone.mp4")
+    for empty in ("", "  "):
+        with pytest.raises(InputError, match="name is empty"):
+            open_reference(empty)
+        with pytest.raises(InputError, match="empty"):
+            prepare(empty, tmp_path / "out")
+        with pytest.raises(InputError, match="empty"):
+            prepare(source, empty)
+    with pytest.raises(InputError, match="small: fov is given, but this scene has its own intrinsics"):
+        open_reference(tmp_path / "small", fov=70.0)
+    for known in (tmp_path / "small", GOLDEN / "da3"):
+        with pytest.raises(InputError, match="fov is given, but intrinsics are known"):
+            prepare(known, tmp_path / "out", fov=70.0)
     with pytest.raises(InputError, match="longest_side"):
         prepare(source, tmp_path / "out", longest_side=3)
 

@@ -1,5 +1,6 @@
 """`Reference`: units, frames, sizes, sanitised depth, the bounded cache."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -127,6 +128,11 @@ def test_bad_arrays_are_refused():
     }.items():
         with pytest.raises(InputError, match=match):
             call()
+
+
+def test_copies_are_the_thing_itself():
+    ref = Reference.from_arrays(*arrays(), K)
+    assert copy.copy(ref) is ref and copy.deepcopy({"references": [ref]})["references"][0] is ref
 
 
 def test_index_out_of_range():

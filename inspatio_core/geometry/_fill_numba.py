@@ -235,6 +235,7 @@ def _fill_rows(rgb, depth, known, default_depth, far, runs, weight, pool, totals
 
 
 def fill(rgb, depth, known, default_depth):
+    """`fill.fill` of frames on the CPU, checked there: complete (rgb, depth), both new."""
     B, H, W = known.shape
     out_rgb, out_depth = torch.empty_like(rgb), torch.empty((B, H, W), dtype=torch.float32)
     ins = [

@@ -269,6 +269,7 @@ def _run(rgb, depth, Ks, Kt, T, h, w, out_rgb, out_bits, out_known):
 
 
 def splat(rgb, depth, K_source, K_target, target_from_source, size):
+    """`splat.splat` of frames on the CPU, checked there: (rgb, depth, known) [B,h,w,..] as of its `Splat`."""
     B, H, W = depth.shape
     h, w = size
     out_rgb = torch.empty((B, h, w, 3), dtype=torch.uint8)
@@ -386,6 +387,7 @@ def _points_finish(key, zs, colours, rgb, depth, known):
 
 
 def splat_points(xyz, rgb, radius, K, world_from_camera, size):
+    """`splat.splat_points` of a cloud on the CPU, checked there: (rgb, depth, known) [h,w,..] as of its `Splat`."""
     h, w = size
     out_rgb = torch.empty((h, w, 3), dtype=torch.uint8)
     out_depth = torch.empty((h, w), dtype=torch.float32)

@@ -149,7 +149,10 @@ class Motion:
 
     @staticmethod
     def from_twist(twist: Any) -> Motion:
-        """Body twist [6] in camera axes, constant over the block. InputError unless 6 finite numbers."""
+        """Body twist [6] (vx, vy, vz, wx, wy, wz) in camera axes (OpenCV), m/s and rad/s, constant over the block.
+
+        InputError unless 6 finite numbers.
+        """
         try:
             v = torch.as_tensor(twist, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
@@ -162,17 +165,26 @@ class Motion:
 
     @staticmethod
     def target(pose: Any) -> Motion:
-        """Reach `pose` [4,4] at the block's last frame, along the screw motion from where the camera is."""
+        """Reach `pose` at the block's last frame, along the screw motion from where the camera is.
+
+        pose: world_from_camera [4,4], OpenCV axes, metres. InputError unless finite and rigid.
+        """
         return Motion("target", pose=_poses(pose, "target pose", 2))
 
     @staticmethod
     def path(poses: Any) -> Motion:
-        """One pose per frame of the block: [F,4,4] (trajectory files, replay)."""
+        """One pose per frame of the block (trajectory files, replay).
+
+        poses: world_from_camera [F,4,4], OpenCV axes, metres. InputError unless finite and rigid.
+        """
         return Motion("path", poses=_poses(poses, "path", 3))
 
     @staticmethod
     def teleport(pose: Any) -> Motion:
-        """Jump: all frames of the block are at `pose` [4,4], and no twist is reported."""
+        """Jump: all frames of the block are at `pose`, and no twist is reported.
+
+        pose: world_from_camera [4,4], OpenCV axes, metres. InputError unless finite and rigid.
+        """
         return Motion("teleport", pose=_poses(pose, "teleport pose", 2))
 
 

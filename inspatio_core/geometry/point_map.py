@@ -528,7 +528,7 @@ def _open3d():
 
 
 def to_open3d(points: MapPoints) -> Any:
-    """The points as an ``open3d.geometry.PointCloud`` with colours.
+    """The points as an ``open3d.geometry.PointCloud``: world frame, metres, colours in [0, 1].
 
     Raises:
         InputError: Open3D (the ``open3d`` extra) is not there.

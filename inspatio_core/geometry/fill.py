@@ -51,7 +51,7 @@ def fill(
             f"fill: needs rgb [B,H,W,3], depth and known [B,H,W], got {tuple(rgb.shape)}, {tuple(depth.shape)}, "
             f"{tuple(known.shape)}"
         )
-    default_depth = torch.as_tensor(default_depth, dtype=torch.float64).reshape(-1).expand(len(rgb))
+    default_depth = torch.as_tensor(default_depth, dtype=torch.float64, device=rgb.device).reshape(-1).expand(len(rgb))
     if _use_numba(backend, rgb.device):
         return _fill_numba.fill(rgb, depth, known, default_depth)
     return _fill_torch(rgb, depth, known, default_depth)
@@ -126,7 +126,7 @@ def _fill_torch(rgb, depth, known, default_depth):
     out_rgb = torch.where(known[..., None], rgb, torch.floor(field[..., :3] + 0.5).to(torch.uint8))
     out_depth = torch.where(known, depth, field[..., 3])
     nothing = ~known.flatten(1).any(1).view(B, 1, 1)
-    default_depth = default_depth.to(rgb.device, torch.float32).view(B, 1, 1)
+    default_depth = default_depth.to(torch.float32).view(B, 1, 1)
     out_rgb = torch.where(nothing[..., None], GREY, out_rgb).to(torch.uint8)
     return out_rgb, torch.where(nothing, default_depth, out_depth)
 

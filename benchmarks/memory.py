@@ -9,12 +9,12 @@ against the picture that was taken there.
 
 import argparse
 import json
-import platform
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import describe, write
 
 from inspatio_core.geometry.motion import Motion, se3_exp
 from inspatio_core.geometry.playhead import PlayheadCommand
@@ -57,25 +57,19 @@ def main() -> None:
     parser.add_argument("--out", default=Path(__file__).parent / "results" / "memory.json", type=Path)
     args = parser.parse_args()
     size = tuple(int(n) for n in args.size.split("x"))
-    processor = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "what": "known share at yaw 0, 30, 0, 20 degrees from the first camera after the clip has played once",
         "scene": "courtyard",
         "size": args.size,
         "yaw_degrees": YAWS,
-        "machine": f"{processor}, {torch.get_num_threads()} threads",
+        "machine": describe(),
         "commit": commit,
         "memory_on": measure(True, size),
         "memory_off": measure(False, size),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    write(result, args.out)
 
 
 if __name__ == "__main__":

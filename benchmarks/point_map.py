@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from machine import describe, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inspatio_core.geometry.point_map import OBSERVED, PointMap
@@ -107,7 +108,7 @@ def main():
     found = sum(int((m & f.moving).sum()) for m, f in zip(masks, frames)) / sum(int(f.moving.sum()) for f in frames)
     still = sum(int((m & ~f.moving).sum()) for m, f in zip(masks, frames)) / sum(int((~f.moving).sum()) for f in frames)
     result = {
-        "size": SIZE, "limit": point_map.limit, "bytes": point_map.nbytes, "points": points,
+        "machine": describe(), "size": SIZE, "limit": point_map.limit, "bytes": point_map.nbytes, "points": points,
         "milliseconds": clock.summary(), "on_moving_objects": moving,
         "estimated_mask": {"moving_pixels_found": round(found, 4), "still_pixels_masked": round(still, 4)},
     }  # fmt: skip
@@ -115,8 +116,7 @@ def main():
     for name, row in result["milliseconds"].items():
         print(f"{name:34}{row['cpu_median']:11.1f}{row['cpu_max']:9.1f}{row['wall_median']:8.1f}")
     print(json.dumps({k: result[k] for k in ("bytes", "points", "on_moving_objects", "estimated_mask")}, indent=1))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, args.out)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ The world is launched as users launch it; this process subscribes as `ros2 topic
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import sys
 import time
 from pathlib import Path
+
+from machine import describe, write
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ros.json"
@@ -37,17 +37,6 @@ def activate() -> None:
     env = environment.workspace_environment(environment.find_ros(os.environ), os.environ)
     env |= {"INSPATIO_BENCHMARK_ROS": "1", "ROS_DOMAIN_ID": str(101 + os.getpid() % 100)}
     os.execve(sys.executable, sys.orig_argv, env)
-
-
-def machine() -> dict:
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": ?")
-    return {
-        "cpu": cpu.split(":")[1].strip(),
-        "cores": os.cpu_count(),
-        "load at start": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "rmw": os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp"),
-    }
 
 
 def cpu_seconds(pid: int) -> float:
@@ -198,7 +187,8 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-    report = {"machine": machine(), "size": args.size}
+    rmw = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
+    report = {"machine": describe() | {"rmw": rmw}, "size": args.size}
     bench = Bench(args.size, args.scene)
     try:
         report["raw images"] = bench.stream(args.seconds)
@@ -210,7 +200,7 @@ def main() -> int:
         )
         report["everything"] = bench.stream(args.seconds, everything)
         report["latency"] = bench.latency(args.runs)
-        report["machine"]["load at end"] = os.getloadavg()[0]
+        report["machine"]["load_at_end"] = os.getloadavg()[0]
     finally:
         code = bench.close()
     report["exit code"] = code
@@ -218,8 +208,7 @@ def main() -> int:
         print(f"{name}:" if isinstance(values, dict) else f"{name}: {values}")
         for key, value in values.items() if isinstance(values, dict) else ():
             print(f"    {key}: {value}")
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, args.json)
     return 0
 
 

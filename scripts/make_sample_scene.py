@@ -6,8 +6,8 @@ A small ray caster over boxes, spheres, cylinders, a ground plane and a sky dome
 is diffuse (sun with a soft shadow, light from 16 fixed directions of the sky), so a point looks the same from every
 side. Nothing is random: the same script writes the same pixels. Takes about eight minutes on two cores.
 
-    python scripts/make_sample_scene.py                      # writes scenes/courtyard
-    python scripts/make_sample_scene.py -o /tmp/s --frames 5 # a short one, to look at
+    python scripts/make_sample_scene.py                            # writes scenes/courtyard
+    python scripts/make_sample_scene.py -o build/short --frames 5  # a short one, to look at
 
 World: metres, x right, y down, z forward, the ground at y = 0.
 """

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(p for folder in ("benchmarks", "scripts", "examples") for p in (ROOT / folder).rglob("*.py"))
@@ -26,7 +27,7 @@ def test_a_result_says_where_it_was_measured(machine, tmp_path):
     result = json.loads(path.read_text())
     about = result["machine"]
     assert result["value"] == 1
-    assert about["cpu"] and about["cores"] == os.cpu_count() and about["threads"] >= 1
+    assert about["cpu"] and about["cores"] == os.cpu_count() and about["threads"] == torch.get_num_threads()
     assert about["load_at_start"] == round(machine.LOAD_AT_START, 2)
 
 

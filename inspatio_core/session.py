@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +16,30 @@ from torch import Tensor
 from inspatio_core.errors import InputError
 from inspatio_core.geometry.anchor import Anchor, build_anchor
 from inspatio_core.geometry.camera import invert_pose
-from inspatio_core.geometry.motion import Motion, block_poses, block_poses_twist, se3_log
+from inspatio_core.geometry.motion import Motion, block_poses, block_poses_twist, rigid_poses, se3_log
 from inspatio_core.geometry.playhead import Playhead, PlayheadCommand
 from inspatio_core.geometry.point_map import OBSERVED, PointMap
 from inspatio_core.reference import Reference
 
 if TYPE_CHECKING:
     from inspatio_core.world import World
+
+
+_SNAPSHOT = frozenset(
+    "references seeds maps playhead world_from_camera rig frames_shown blocks states pending inserted".split()
+)
+
+
+def _several(value: Any) -> bool:
+    """Whether this is a sequence, array or tensor of values and not a value."""
+    return hasattr(value, "__len__") and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+
+
+def _whole(value: Any, what: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{what}: {value!r} is not a whole number") from None
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -315,7 +333,7 @@ class Session:
 
         Args:
             slots: which slots; None for all.
-            seeds: one seed, or one a slot; None keeps each slot's seed.
+            seeds: one whole number, or one a slot; None keeps each slot's seed.
             references: the scenes to restart on; None keeps each slot's scene.
             start_indices: source frame(s) the playheads start at; None for 0.
             start_poses: float64 [4, 4] or [len(slots), 4, 4], ``world_from_camera`` of the first frame; None for
@@ -325,32 +343,34 @@ class Session:
             The first block of the reset slots only: ``len(slots)`` rows in the order given.
 
         Raises:
-            InputError: an unknown slot, or a number of values that does not fit.
+            InputError: an unknown slot, a number of values that does not fit, seeds or indices that are no whole
+                numbers, poses that are not finite and rigid. The session is as it was.
         """
-        slots = (
-            list(range(self.batch)) if slots is None else [slots] if isinstance(slots, int) else [int(s) for s in slots]
-        )
+        slots = range(self.batch) if slots is None else slots if _several(slots) else [slots]
+        slots = [_whole(s, "slots") for s in slots]
         if len(set(slots)) != len(slots) or any(not 0 <= s < self.batch for s in slots):
             raise InputError(f"slots: {slots} are not distinct slots of 0..{self.batch - 1}")
 
-        def one_each(value, kind, what):
-            if value is None or isinstance(value, kind):
-                return [value] * len(slots)
-            if len(value) != len(slots):
-                raise InputError(f"{what}: {len(value)} given for {len(slots)} slots")
-            return list(value)
+        def one_each(value, what, check):
+            values = value if _several(value) else [value] * len(slots)
+            if len(values) != len(slots):
+                raise InputError(f"{what}: {len(values)} given for {len(slots)} slots")
+            return [v if v is None else check(v) for v in values]
 
-        seeds = one_each(seeds, int, "seeds")
-        references = one_each(references, Reference, "references")
-        start_indices = one_each(start_indices, int, "start_indices")
-        if start_poses is not None and start_poses.shape not in ((4, 4), (len(slots), 4, 4)):
-            raise InputError(f"start_poses: expected [4, 4] or [{len(slots)}, 4, 4], got {list(start_poses.shape)}")
+        seeds = one_each(seeds, "seeds", lambda v: _whole(v, "seeds"))
+        references = one_each(references, "references", self.world.fitted)
+        start_indices = one_each(start_indices, "start_indices", lambda v: _whole(v, "start_indices"))
+        if start_poses is not None:
+            shape = tuple(getattr(start_poses, "shape", ()))
+            if shape not in ((4, 4), (len(slots), 4, 4)):
+                raise InputError(f"start_poses: expected [4, 4] or [{len(slots)}, 4, 4], got {list(shape)}")
+            start_poses = rigid_poses(start_poses, "start_poses", len(shape), "slot")
         self._await_insertions()
         for row, slot in enumerate(slots):
             if references[row] is not None:
-                self.references[slot] = self.world.fitted(references[row])
+                self.references[slot] = references[row]
             if seeds[row] is not None:
-                self._seeds[slot] = int(seeds[row])
+                self._seeds[slot] = seeds[row]
             reference = self.references[slot]
             self._states[slot] = self.world.generator.new_state(reference, self._seeds[slot])
             self.maps[slot].clear()
@@ -366,7 +386,7 @@ class Session:
         source = self._source_poses(slots, indices)
         poses = torch.eye(4, dtype=torch.float64).expand(len(slots), frames, 4, 4)
         if start_poses is not None:
-            poses = start_poses.to(torch.float64).reshape(-1, 1, 4, 4).expand(len(slots), frames, 4, 4)
+            poses = start_poses.reshape(-1, 1, 4, 4).expand(len(slots), frames, 4, 4)
         elif self.world.relative_to_source:
             poses = source
         poses = poses.clone()
@@ -395,15 +415,28 @@ class Session:
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go back to ``snapshot``, taken from this session or another of the same world and batch size."""
-        if len(snapshot["maps"]) != self.batch:
-            raise InputError(f"snapshot: has {len(snapshot['maps'])} slots, this session {self.batch}")
+        """Go back to ``snapshot``, taken from this session or another of the same world and batch size.
+
+        Raises:
+            InputError: not a snapshot, or one of another batch size or world; the session is as it was.
+        """
+        if not isinstance(snapshot, dict) or set(snapshot) != _SNAPSHOT:
+            given = sorted(map(str, snapshot)) if isinstance(snapshot, dict) else type(snapshot).__name__
+            raise InputError(f"snapshot: needs the entries that Session.snapshot() gives, got {given}")
+        for name in sorted(_SNAPSHOT - {"playhead"}):
+            count = len(snapshot[name]) if _several(snapshot[name]) else None
+            if count != self.batch:
+                raise InputError(f"snapshot: has {count} slots in {name}, this session {self.batch}")
+        for reference, state in zip(snapshot["references"], snapshot["maps"], strict=True):
+            theirs, ours = (reference.size, state["limit"]), (self.world.size, self.world.map_limit)
+            if theirs != ours:
+                raise InputError(f"snapshot: of a world with size and map_limit {theirs}, this one has {ours}")
         self._await_insertions()
+        self.playhead.load_state_dict(snapshot["playhead"])
         self.references = list(snapshot["references"])
         self._seeds = list(snapshot["seeds"])
         for point_map, state in zip(self.maps, snapshot["maps"], strict=True):
             point_map.load_state_dict(state)
-        self.playhead.load_state_dict(snapshot["playhead"])
         self.world_from_camera = snapshot["world_from_camera"].clone()
         self._rig = snapshot["rig"].clone()
         self.frames_shown = snapshot["frames_shown"].clone()

@@ -49,7 +49,8 @@ class World:
         references: the scene(s): Reference objects or anything ``open_reference`` opens. May be left out and given
             to ``start`` instead.
         generator: ``"geometric"`` or a Generator object.
-        size: (height, width) of the frames; ``"auto"`` is 480x832, or 832x480 where the first reference is upright.
+        size: (height, width) of the frames; ``"auto"`` is the generator's own; where it works at any, 480x832, or
+            832x480 where the first reference is upright.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         fps: frames per second of sim time. The playhead at rate 1 shows the source at its own speed whatever its rate.
         latents_per_block: n; a steady block has 4n frames (1: lowest control lag; 3: as released).
@@ -61,7 +62,8 @@ class World:
         keep_anchor: attach the Anchor to each Block.
 
     Raises:
-        InputError: an unknown generator, an absent device, a size or rate that cannot be.
+        InputError: an unknown generator, an absent device, a size or rate that cannot be, a size that the generator
+            does not work at.
     """
 
     def __init__(
@@ -97,10 +99,14 @@ class World:
         opened = [_opened(r) for r in references or []]
         if size == "auto":
             upright = bool(opened) and opened[0].size[0] > opened[0].size[1]
-            size = (832, 480) if upright else (480, 832)
+            size = self.generator.spec.size or ((832, 480) if upright else (480, 832))
         if isinstance(size, str) or len(size) != 2 or any(int(n) != n or not 16 <= n <= 4096 for n in size):
             raise InputError(f"size: {size} is not (height, width) with sides of 16 to 4096 pixels")
         self.size = (int(size[0]), int(size[1]))
+        spec = self.generator.spec
+        if spec.size not in (None, self.size):
+            able = "x".join(map(str, spec.size))
+            raise InputError(f"size: generator {spec.name} works at {able} only, not {self.size[0]}x{self.size[1]}")
         self.fps = float(fps)
         self.memory = memory
         self.map_limit = map_limit

@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import scipy.linalg
 import torch
 
 from inspatio_core.errors import InputError
+from inspatio_core.generators.geometric import GeometricGenerator
 from inspatio_core.geometry.anchor import NEARER
 from inspatio_core.geometry.camera import project, unproject
 from inspatio_core.geometry.fill import fill
@@ -312,14 +314,93 @@ def test_an_unmoved_camera_shows_the_reference_exactly(references):
         lambda s: s.reset([1]),
         lambda s: s.reset([0, 0]),
         lambda s: s.reset([0], seeds=[1, 2]),
+        lambda s: s.reset("0"),
+        lambda s: s.reset([0.5]),
+        lambda s: s.reset(seeds=1.5),
+        lambda s: s.reset(seeds=["one"]),
+        lambda s: s.reset(start_indices=2.5),
+        lambda s: s.reset(start_poses=torch.eye(3)),
+        lambda s: s.reset(start_poses=None, references=[]),
+        lambda s: s.reset(seeds=5, start_poses=2 * torch.eye(4)),
+        lambda s: s.reset(seeds=5, start_poses=torch.full((1, 4, 4), float("nan"))),
+        lambda s: s.restore(None),
+        lambda s: s.restore({}),
+        lambda s: s.restore(s.snapshot() | {"maps": []}),
+        lambda s: s.restore(s.snapshot() | {"seeds": None}),
+        lambda s: s.restore({k: v for k, v in s.snapshot().items() if k != "rig"}),
     ],
 )
 def test_bad_calls_are_refused_and_change_nothing(references, call):
     world = World(references[0], size=SIZE, device="cpu")
     with world.start() as session, world.start() as twin:
-        with pytest.raises(InputError):
+        with pytest.raises(InputError) as error:
             call(session)
+        assert "\n" not in str(error.value)
         assert_equal_blocks(session.step(), twin.step())
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"start_poses": torch.full((4, 4), float("nan"))},
+        {"start_poses": torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0]))},
+        {"start_poses": torch.eye(4).repeat(2, 1, 1)},
+        {"seeds": 0.5},
+        {"seeds": [None, "x"]},
+        {"start_indices": ["first"]},
+    ],
+    ids=lambda start: next(iter(start)),
+)
+def test_bad_starts_are_refused(references, start):
+    world = World(references[0], size=SIZE, device="cpu")
+    with pytest.raises(InputError, match=next(iter(start))):
+        world.start(**start)
+
+
+def test_a_bad_pose_is_told_with_its_slot(references):
+    poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    poses[2, 0, 0] = 1.1
+    with pytest.raises(InputError, match="start_poses.*slot 2.*rigid"):
+        World(references, size=SIZE, device="cpu").start(start_poses=poses)
+
+
+def test_numbers_and_poses_of_numpy_are_as_good(references):
+    pose = np.eye(4)
+    pose[0, 3] = 0.25
+    with World(references[0], size=SIZE, device="cpu").start() as session:
+        plain = session.reset(0, seeds=3, start_indices=5, start_poses=torch.from_numpy(pose))
+        given = session.reset(np.int64(0), np.array([3]), start_indices=np.int32(5), start_poses=pose)
+        assert_equal_blocks(plain, given)
+        assert given.source_index.item() == 5 and torch.equal(given.world_from_camera[0, 0], torch.from_numpy(pose))
+
+
+def test_a_snapshot_of_another_world_is_refused(references):
+    worlds = [World(references[0], device="cpu", size=SIZE, map_limit=n) for n in (1000, 2000)]
+    worlds.append(World(references[0], device="cpu", size=(32, 32), map_limit=1000))
+    sessions = [world.start() for world in worlds]
+    for other in sessions[1:]:
+        with pytest.raises(InputError, match="snapshot: of a world"):
+            sessions[0].restore(other.snapshot())
+    assert sessions[0].references[0].size == SIZE
+
+
+class OneSize(GeometricGenerator):
+    """A generator that, as networks do, works at one size only."""
+
+    def __init__(self):
+        super().__init__()
+        self.spec = replace(self.spec, name="narrow", size=(32, 48), dtype="bfloat16")
+
+
+def test_a_size_that_the_generator_does_not_do_is_refused(references):
+    with pytest.raises(InputError, match="size: generator narrow works at 32x48 only, not 48x64"):
+        World(references[0], OneSize(), size=SIZE, device="cpu")
+    for size in ((32, 48), "auto"):
+        world = World(references[0], OneSize(), size=size, device="cpu")
+        with world.start() as session:
+            assert session.first.rgb.shape[2:4] == (32, 48)
+    spec = World(references[0], size=SIZE, device="cpu").generator.spec
+    assert spec.size is None and hasattr(torch, spec.dtype)
 
 
 @pytest.mark.parametrize(

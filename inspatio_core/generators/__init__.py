@@ -23,6 +23,9 @@ class GeneratorSpec:
     Attributes:
         name: the word users choose it by.
         latents_per_block: n. A steady block has 4n frames, the first block of a slot 4n - 3.
+        size: the (height, width) it works at; None for any.
+        dtype: torch's name of the numbers it computes in, such as ``float32`` or ``bfloat16``. What it is given and
+            what it returns is uint8 whichever.
         look_ahead: frames whose poses must be committed before the block that shows them (0: none).
         needs: which of {"anchor", "fill", "reference", "text", "history"} it reads.
         generates: true where its frames hold content that the reference does not, which may enter the map as
@@ -32,6 +35,8 @@ class GeneratorSpec:
 
     name: str
     latents_per_block: int = 1
+    size: tuple[int, int] | None = None
+    dtype: str = "float32"
     look_ahead: int = 0
     needs: frozenset[str] = frozenset({"anchor", "fill"})
     generates: bool = False

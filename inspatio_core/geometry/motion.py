@@ -112,19 +112,23 @@ def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor) -> Tensor:
     return a.to(torch.float64) @ se3_exp(alpha[..., None] * xi)
 
 
-def _poses(value: Any, name: str, dims: int) -> Tensor:
-    """A float64 copy of poses [4,4] (dims 2) or [F,4,4] (dims 3), made exactly rigid; InputError if far from it."""
+def rigid_poses(value: Any, name: str, dims: int, each: str = "frame") -> Tensor:
+    """A user's pose [4,4] (dims 2) or poses [N,4,4] (dims 3): a float64 copy on the CPU, made exactly rigid.
+
+    InputError, beginning with `name` and telling which `each` of several, where it is not finite, or farther than 1e-3
+    from rigid.
+    """
     try:
         T = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: not a matrix of numbers; give 4x4 world_from_camera poses") from error
     if T.dim() != dims or T.shape[-2:] != (4, 4) or T.numel() == 0:
-        raise InputError(f"{name}: expected shape {'[F,4,4]' if dims == 3 else '[4,4]'}, got {list(T.shape)}")
+        raise InputError(f"{name}: expected shape {'[N,4,4]' if dims == 3 else '[4,4]'}, got {list(T.shape)}")
     if not torch.isfinite(T).all():
         raise InputError(f"{name}: contains NaN or infinity; give finite numbers")
     rigid = is_rigid(T, RIGID_TOLERANCE)
     if not rigid.all():
-        where = f" of frame {int((~rigid).nonzero()[0])}" if dims == 3 else ""
+        where = f" of {each} {int((~rigid).nonzero()[0])}" if dims == 3 else ""
         raise InputError(f"{name}: the pose{where} is not rigid (a rotation and a translation); orthonormalise it")
     return nearest_rigid(T)
 
@@ -169,7 +173,7 @@ class Motion:
 
         pose: world_from_camera [4,4], OpenCV axes, metres. InputError unless finite and rigid.
         """
-        return Motion("target", pose=_poses(pose, "target pose", 2))
+        return Motion("target", pose=rigid_poses(pose, "target pose", 2))
 
     @staticmethod
     def path(poses: Any) -> Motion:
@@ -177,7 +181,7 @@ class Motion:
 
         poses: world_from_camera [F,4,4], OpenCV axes, metres. InputError unless finite and rigid.
         """
-        return Motion("path", poses=_poses(poses, "path", 3))
+        return Motion("path", poses=rigid_poses(poses, "path", 3))
 
     @staticmethod
     def teleport(pose: Any) -> Motion:
@@ -185,7 +189,7 @@ class Motion:
 
         pose: world_from_camera [4,4], OpenCV axes, metres. InputError unless finite and rigid.
         """
-        return Motion("teleport", pose=_poses(pose, "teleport pose", 2))
+        return Motion("teleport", pose=rigid_poses(pose, "teleport pose", 2))
 
 
 _HOLD = Motion("hold")

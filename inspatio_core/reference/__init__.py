@@ -14,7 +14,7 @@ from inspatio_core.reference.scene import is_scene, open_scene, read_scene
 
 __all__ = ["FrameCache", "Reference", "open_reference", "prepare"]
 
-_FORMAT = 2  # of the scene folders in the cache; raised when they should be made anew
+_FORMAT = 3  # of the scene folders in the cache; raised when they should be made anew
 _WHOLE = 64 << 20  # files up to this size are hashed whole
 
 

@@ -1,8 +1,8 @@
 """FastDepth: a small network (NYU Depth v2, indoor) that guesses depth from one image; made steady over a clip.
 
-Its guesses are soft, squarish and follow brightness, so they are averaged over brightness and mirror images, leaned on
-the ground plane they show (nothing lies below it, save what reaches the picture's edge as background does), kept the
-same over time wherever the picture is the same, and moved onto the image's edges.
+Its guesses are soft, squarish and follow brightness, so they are averaged over mirror images and even light, leaned on
+the ground plane they show (nothing lies below it, save what reaches the picture's edge as background does; what stands
+out of it stands upright), kept the same over time wherever the picture is the same, and moved onto the image's edges.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from inspatio_core.reference.poses import Cameras, Frames
 
 _SIDE = 224
 _NEAREST, _FARTHEST = 0.3, 12.0  # metres, what the network is asked to tell apart
-_GAMMAS = (1.0, 0.6, 0.4)
 _STILL_SAMPLES = 16
 _CHANGED = 14  # difference in colour from which a pixel counts as changed
 _EVERY = 2  # a standing camera's changes are guessed at every so many frames
@@ -56,14 +55,15 @@ class FastDepth:
         depth = self._session.run(None, {self._input: small.transpose(2, 0, 1)[None]})[0][0, 0]
         return np.log(np.clip(np.nan_to_num(depth, nan=_FARTHEST), _NEAREST, _FARTHEST))
 
-    def guess(self, image: np.ndarray, gammas: tuple[float, ...] = _GAMMAS) -> np.ndarray:
-        """Mean of `infer` over brightness and mirroring, float32 [224,224]."""
-        total = np.zeros((_SIDE, _SIDE), np.float32)
+    def mirrored(self, image: np.ndarray) -> np.ndarray:
+        """Mean of `infer` over the image and its mirror image: log of depth in metres, float32 [224,224]."""
         small = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-        for gamma in gammas:
-            lit = cv2.LUT(small, (255 * (np.arange(256) / 255) ** gamma).astype(np.uint8))
-            total += self.infer(lit) + self.infer(np.ascontiguousarray(lit[:, ::-1]))[:, ::-1]
-        return total / (2 * len(gammas))
+        return (self.infer(small) + self.infer(np.ascontiguousarray(small[:, ::-1]))[:, ::-1]) / 2
+
+    def guess(self, image: np.ndarray) -> np.ndarray:
+        """What an image looks like, and to a third what it does in even light: log of depth in metres, [224,224]."""
+        small = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+        return (2 * self.mirrored(small) + self.mirrored(even_light(small))) / 3
 
     def estimate(self, frames: Frames, cameras: Cameras, progress: Progress) -> DepthMaps:
         """Depth of every frame, in the network's metres (a guess), or fitted to the cameras' points where there are."""
@@ -76,13 +76,13 @@ class FastDepth:
         """One depth map for what stays the same in the picture, corrected where and while something is different."""
         count = len(frames)
         samples = np.unique(np.linspace(0, count - 1, _STILL_SAMPLES).round().astype(int))
-        guesses, images = [], []
+        guesses, plain, images = [], [], []
         for n, i in enumerate(samples):
             progress("depth", 0.2 * n / len(samples))
             images.append(frames.small(i))
             guesses.append(self.guess(images[-1]))
-        levels = [np.median(guess) for guess in guesses]
-        usual = np.median([g - level for g, level in zip(guesses, levels)], axis=0) + np.median(levels)
+            plain.append(self.mirrored(images[-1]))
+        usual, usual_plain = _typical(guesses), _typical(plain)
         background = np.median(images, axis=0).astype(np.uint8)
         typical = samples[int(np.argmin([cv2.absdiff(image, background).mean() for image in images]))]
         depth = 1 / upsample(on_ground(np.exp(-usual)), frames[typical])
@@ -97,7 +97,7 @@ class FastDepth:
                 yield depth
                 continue
             if i % _EVERY == 0:
-                new = self.guess(image, _GAMMAS[1:2]) - usual
+                new = self.mirrored(image) - usual_plain
                 same = cv2.resize(changed, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) < 0.05
                 new -= np.median(new[same]) if same.any() else np.median(new)
                 difference = new if i == 0 else _KEEP * difference + (1 - _KEEP) * new
@@ -110,7 +110,7 @@ class FastDepth:
         """Each frame by itself, level with its neighbours, or fitted to the points that are known in it."""
         count = len(frames)
         step = max(1, int(np.ceil(count / _MOST_GUESSES)))
-        guesses = _Interpolated(lambda i: self.guess(frames.small(i), _GAMMAS[:2]), count, step)
+        guesses = _Interpolated(lambda i: self.guess(frames.small(i)), count, step)
         level = None
         for i in range(count):
             progress("depth", i / count)
@@ -142,6 +142,22 @@ class _Interpolated:
         after = min(before + self._step, self._count - 1)
         t = (index - before) / (after - before) if after > before else 0.0
         return self._at(before) if t == 0 else (1 - t) * self._at(before) + t * self._at(after)
+
+
+def _typical(guesses: list[np.ndarray]) -> np.ndarray:
+    """Median of maps of log depth [h,w] that are first brought to one level."""
+    levels = [np.median(guess) for guess in guesses]
+    return np.median([g - level for g, level in zip(guesses, levels)], axis=0) + np.median(levels)
+
+
+def even_light(image: np.ndarray, share: float = 0.5, reach: float = 0.03) -> np.ndarray:
+    """uint8 [h,w,3] with differences in brightness evened out but for the rest of `share`.
+
+    reach: over what distance brightness is compared, as a share of the width.
+    """
+    bright = image.astype(np.float32) + 8
+    level = cv2.GaussianBlur(np.log(cv2.cvtColor(bright, cv2.COLOR_RGB2GRAY)), (0, 0), reach * image.shape[1])
+    return np.clip(bright * np.exp(share * (np.log(110) - level))[..., None], 0, 255).astype(np.uint8)
 
 
 def _changed(image: np.ndarray, background: np.ndarray) -> np.ndarray | None:
@@ -184,7 +200,8 @@ def on_ground(inverse: np.ndarray) -> np.ndarray:
     """Inverse depth [h,w] leaned on the ground plane that it shows, unchanged where it shows none.
 
     Dips below the plane with ground on both sides of them are lifted to it but for a quarter (the network takes shadows
-    for holes); what lies beyond the last of the ground in its row is background. What stands out is kept.
+    for holes); what lies beyond the last of the ground in its row is background. What bulges over a wide part of the
+    picture is flattened, what stands out in a small one is brought out and stands upright (`upright`).
     """
     plane, share = fit_ground(inverse)
     if plane is None or share < 0.4:
@@ -198,8 +215,25 @@ def on_ground(inverse: np.ndarray) -> np.ndarray:
     above = cv2.GaussianBlur(np.where(dip, 0.25 * above, above).astype(np.float32), (0, 0), height / 150)
     near_ground = np.clip(above, -0.12, 0.25)
     smooth = cv2.GaussianBlur(near_ground, (0, 0), height / 10)
-    above += 0.4 * (near_ground - smooth) - 0.4 * smooth
-    return (plane * np.exp(above)).astype(np.float32)
+    above += 0.8 * (near_ground - smooth) - 0.8 * smooth
+    bulge = cv2.GaussianBlur(np.clip(above, -0.12, 0.25), (0, 0), height / 7)
+    return upright((plane * np.exp(above)).astype(np.float32), above - bulge > 0.06)
+
+
+def upright(inverse: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Inverse depth [h,w] in which the patches of `out`, bool [h,w], reach down to the ground as upright boards.
+
+    Below something solid there is nothing farther away than itself, down to where it stands. Patches count that are
+    small and do not touch the picture's edge, where they may be background.
+    """
+    height, width = inverse.shape
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(out.astype(np.uint8))
+    left, top, right, bottom, area = (*stats.T[:2], *(stats.T[:2] + stats.T[2:4]), stats.T[4])
+    thing = (left > 1) & (top > 1) & (right < width - 1) & (bottom < height - 1)
+    thing &= (area > 0.002 * out.size) & (area < 0.1 * out.size)
+    thing[0] = False
+    board = np.maximum.accumulate(np.where(thing[labels], inverse, 0), axis=0)
+    return cv2.GaussianBlur(np.maximum(inverse, board).astype(np.float32), (0, 0), height / 150)
 
 
 def fit_to_points(guess: np.ndarray, points: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
@@ -228,7 +262,7 @@ def _fit_scale(network: FastDepth, frames: Frames, cameras: Cameras) -> float:
     known = [i for i in sorted(cameras.points) if len(cameras.points[i]) >= 8]
     ratios = []
     for i in known[:: max(1, len(known) // 8)]:
-        guess, points = network.guess(frames.small(i), _GAMMAS[:1]), cameras.points[i]
+        guess, points = network.guess(frames.small(i)), cameras.points[i]
         u = np.clip(((points[:, 0] + 0.5) * _SIDE / frames.size[1]).astype(int), 0, _SIDE - 1)
         v = np.clip(((points[:, 1] + 0.5) * _SIDE / frames.size[0]).astype(int), 0, _SIDE - 1)
         ratios.append(np.median(np.log(points[:, 2]) - guess[v, u]))

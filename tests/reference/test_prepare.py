@@ -15,6 +15,7 @@ from inspatio_core.errors import InputError
 from inspatio_core.geometry.camera import intrinsics_from_fov
 from inspatio_core.reference import open_reference, prepare
 from inspatio_core.reference.depth import DepthMaps
+from inspatio_core.reference.fastdepth import FastDepth, even_light, on_ground, upright
 from inspatio_core.reference.poses import STILL, camera_motion
 from inspatio_core.reference.scene import SceneWriter, read_scene
 
@@ -388,8 +389,69 @@ def test_fastdepth_orders_the_cup_before_the_background():
         table_behind = depth_at(i, 0.0, 0.06, 0.30, 0.60)
         table_in_front = depth_at(i, 0.85, 1.0, 0.60, 0.90)
         shadow_in_front = depth_at(i, 0.85, 1.0, 0.33, 0.44)
-        assert cup < 0.9 * dark_beside and cup < table_behind
+        table_at_its_left = depth_at(i, 0.18, 0.40, 0.25, 0.30)
+        table_at_its_right = depth_at(i, 0.18, 0.40, 0.485, 0.51)
+        assert cup < 0.95 * min(table_at_its_left, table_at_its_right)
+        assert cup < 0.9 * table_behind
+        assert cup < 0.9 * dark_beside
         assert table_in_front < cup and shadow_in_front < cup
+
+
+@needs_weights
+def test_fastdepth_of_the_courtyard():
+    """Exact depth to compare with: no worse than it is, scale apart."""
+    true, network, errors = open_reference(COURTYARD).resized((240, 416)), FastDepth(), []
+    for i in (0, 24, 48, 72):
+        inverse = on_ground(np.exp(-network.guess(true.rgb(i).numpy())))
+        depth, exact = 1 / cv2.resize(inverse, (416, 240)), true.depth(i).numpy()
+        errors.append(np.abs(depth * np.median(exact) / np.median(depth) / exact - 1).mean())
+    assert np.mean(errors) < 0.42
+
+
+def ground(height=224, width=224):
+    """Inverse depth of a table that comes nearer downwards."""
+    return np.repeat(np.linspace(0.3, 1.0, height, dtype=np.float32)[:, None], width, axis=1)
+
+
+def test_what_stands_out_of_the_ground_stands_upright():
+    table = ground()
+    seen = table.copy()
+    seen[60:80, 90:120] *= 1.3  # the upper part of a cup, which is as much as a network may see
+    seen[150:200, 30:60] *= 0.7  # a shadow
+    out = on_ground(seen)
+    rim = float(out[70, 105])
+    assert rim > 1.15 * table[70, 105]
+    column = out[64:216, 105]
+    assert (column >= 0.97 * np.maximum.accumulate(column)).all()  # nothing behind it below it
+    np.testing.assert_allclose(out[190:215, 105], table[190:215, 105], rtol=0.03)  # where it stands it ends
+    np.testing.assert_allclose(out[175, 45], table[175, 45], rtol=0.15)
+    np.testing.assert_allclose(out[60:160, 160:215], table[60:160, 160:215], rtol=0.04)
+
+
+def test_patches_at_the_edge_are_not_stood_up():
+    table = ground()
+    for part in ((slice(0, 40), slice(80, 120)), (slice(60, 100), slice(0, 40)), (slice(20, 200), slice(20, 200))):
+        patch = np.zeros(table.shape, bool)
+        patch[part] = True
+        seen = np.where(patch, 1.3 * table, table)
+        smooth = cv2.GaussianBlur(seen, (0, 0), 224 / 150)
+        np.testing.assert_array_equal(upright(seen, patch), smooth)
+    patch = np.zeros(table.shape, bool)
+    patch[60:100, 80:120] = True
+    out = upright(np.where(patch, 1.3 * table, table), patch)
+    assert float(out[110, 100]) > 1.2 * table[110, 100] and float(out[110, 60]) == pytest.approx(
+        table[110, 60], rel=1e-3
+    )
+
+
+def test_even_light():
+    """A shadow's edge fades, the texture stays."""
+    image = texture()[:224, :224] // 2 + 60
+    shaded = image.copy()
+    shaded[:, 112:] //= 3
+    even = even_light(shaded).astype(float)
+    assert even[:, 120:].mean() / even[:, :104].mean() > 1.5 * shaded[:, 120:].mean() / shaded[:, :104].mean()
+    assert np.corrcoef(even[:, :80].ravel(), image[:, :80].ravel())[0, 1] > 0.8
 
 
 @needs_weights

@@ -17,6 +17,8 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from inspatio_core import assets
+
 SHARE = Path(__file__).resolve().parent.parent
 
 ARGUMENTS = [
@@ -46,10 +48,13 @@ ARGUMENTS = [
 OTHER_ARGUMENTS = [
     ("namespace", "", "namespace of the node and its topics"),
     ("params_file", "", "parameter file such as config/world.yaml; arguments given here win over it"),
-    ("use_sim_time", "auto", "whether the node's clock follows /clock; auto: if it does not publish it itself"),
+    ("use_sim_time", "auto", "whether the node's clock follows /clock; auto: the parameter file, else publish_clock"),
     ("rviz", "false", "also start rviz2 with the shipped configuration"),
-    ("log_level", "info", "debug, info, warn, error"),
+    ("log_level", "info", "debug, info, warn, error, fatal"),
 ]
+
+WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
 def transport(environment):
@@ -77,32 +82,65 @@ def transport(environment):
         if free >= 2 * wanted:
             out["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
         elif free >= 16 << 20:
-            small = Path(tempfile.gettempdir(), f"inspatio_fastdds_{os.getuid()}_{free // 2 >> 20}mb.xml")
-            small.write_text(text.replace(str(wanted), str((free // 2 >> 20) << 20)))
-            out["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(small)
+            megabytes = free // 2 >> 20
+            try:
+                small = kept(f"shared_memory_{megabytes}mb.xml", text.replace(str(wanted), str(megabytes << 20)))
+                out["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(small)
+            except OSError:
+                pass  # nowhere to write: Fast DDS's own segment
     return {name: value for name, value in out.items() if not environment.get(name)}
 
 
-def world(context):
-    """The node, with the arguments that differ from their defaults over the parameter file."""
-    given = {name: LaunchConfiguration(name).perform(context) for name, *_ in ARGUMENTS}
-    other = {name: LaunchConfiguration(name).perform(context) for name, *_ in OTHER_ARGUMENTS}
-    chosen = {
-        name: ParameterValue(LaunchConfiguration(name), value_type=kind)
-        for name, kind, default, _ in ARGUMENTS
-        if given[name] != default
+def kept(name, text):
+    """Path of a file with this text in the user's cache."""
+    path = assets.cache_dir() / "fastdds" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+    return path
+
+
+def typed(name, kind, text):
+    """The value of an argument; ValueError with one line that names it."""
+    if kind is bool:
+        if text.lower() in WORDS:
+            return WORDS[text.lower()]
+        raise ValueError(f"{name}: '{text}' is neither true nor false")
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name}: '{text}' is not {wanted}") from None
+
+
+def remember(context, given):
+    """Note which arguments have a value before defaults are filled in: those alone win over the parameter file."""
+    given.update(context.launch_configurations)
+
+
+def world(context, given):
+    """The node, with the arguments that were given over the parameter file."""
+    values = {
+        name: typed(name, kind, LaunchConfiguration(name).perform(context))
+        for name, kind in [*((a[0], a[1]) for a in ARGUMENTS), *((a[0], str) for a in OTHER_ARGUMENTS)]
     }
-    sim_time = other["use_sim_time"]
-    if sim_time == "auto":
-        sim_time = str(given["publish_clock"].lower() in ("false", "0", "no", "off"))
-    chosen["use_sim_time"] = sim_time.lower() in ("true", "1", "yes", "on")
+    chosen = {name: ParameterValue(values[name], value_type=kind) for name, kind, *_ in ARGUMENTS if name in given}
+    if values["use_sim_time"] != "auto":
+        chosen["use_sim_time"] = typed("use_sim_time", bool, values["use_sim_time"])
+    with_rviz = typed("rviz", bool, values["rviz"])
+    file = values["params_file"]
+    if file and not Path(file).is_file():
+        raise ValueError(f"params_file: {file}: no such file")
+    if values["log_level"].lower() not in LOG_LEVELS:
+        raise ValueError(f"log_level: '{values['log_level']}' is not one of {', '.join(LOG_LEVELS)}")
     node = Node(
         package="inspatio_ros",
         executable="world_node",
         name="world",
-        namespace=other["namespace"],
-        parameters=[*([other["params_file"]] if other["params_file"] else []), chosen],
-        ros_arguments=["--log-level", other["log_level"]],
+        namespace=values["namespace"],
+        parameters=[*([file] if file else []), *([chosen] if chosen else [])],
+        ros_arguments=["--log-level", values["log_level"]],
         additional_env=transport(os.environ),
         output="screen",
         emulate_tty=False,
@@ -111,12 +149,12 @@ def world(context):
         sigkill_timeout="4",
     )
     actions = [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=ended))]
-    if other["rviz"].lower() in ("true", "1", "yes", "on"):
+    if with_rviz:
         rviz = Node(
             package="rviz2",
             executable="rviz2",
-            namespace=other["namespace"],
-            arguments=["-d", str(SHARE / "rviz/world.rviz"), "-f", given["frame_prefix"] + "map"],
+            namespace=values["namespace"],
+            arguments=["-d", str(SHARE / "rviz/world.rviz"), "-f", values["frame_prefix"] + "map"],
             parameters=[{"use_sim_time": True}],
             output="log",
         )
@@ -137,4 +175,9 @@ def generate_launch_description():
         DeclareLaunchArgument(name, default_value=default, description=description)
         for name, *_, default, description in [*ARGUMENTS, *OTHER_ARGUMENTS]
     ]
-    return LaunchDescription([*declared, OpaqueFunction(function=world)])
+    given = set()
+    return LaunchDescription([
+        OpaqueFunction(function=remember, args=[given]),
+        *declared,
+        OpaqueFunction(function=world, args=[given]),
+    ])  # fmt: skip

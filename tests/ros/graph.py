@@ -37,8 +37,8 @@ def until(condition, what: str, patience: float = PATIENCE):
 class Launched:
     """`ros2 launch inspatio world.launch.py ARGUMENTS`, its output collected, ended with the test."""
 
-    def __init__(self, *arguments: str, threads: int = 1):
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    def __init__(self, *arguments: str, threads: int = 1, env: dict[str, str] | None = None):
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **(env or {})}
         # A shell may have started pytest with SIGINT ignored; what it starts is to behave as from a terminal.
         self.process = subprocess.Popen(
             ["ros2", "launch", "inspatio", "world.launch.py", *arguments],
@@ -71,6 +71,14 @@ class Launched:
             return line
 
         return until(found, f"a line with {part!r}")
+
+    def failed(self) -> list[str]:
+        """Wait for the launch to end by itself with a non-zero exit code; the lines that tell the user why."""
+        until(lambda: self.process.poll() is not None, "the launch to end")
+        assert self.end() != 0, self.output
+        assert "Traceback" not in self.output
+        ours = [line for line in self.lines if line.startswith("[world_node-1]")]
+        return ours or [line for line in self.lines if "[ERROR] [launch]" in line]
 
     def node_pid(self) -> int:
         """The process id of the node."""

@@ -282,6 +282,19 @@ def test_stop_interrupts_loading_at_the_next_progress():
     assert r.worker.stop(5.0) and ended and not r.failed
 
 
+def test_a_long_step_can_be_ended(rig):
+    r = rig(ScriptedSession(delay=0.01))
+    r.wait_frames(2)
+    r.ask(r.worker.pause)
+    before, ended = len(r.shown), threading.Event()
+    stepping = r.worker.ask(lambda: r.worker.step(10**9, ended))
+    r.wait_frames(before + 3)
+    ended.set()
+    shown = stepping.result(timeout=10)
+    assert 3 <= shown == len(r.shown) - before
+    assert r.ask(lambda: r.worker.step(3)) == 3, "the next step is not ended"
+
+
 def test_stop_ends_a_long_step_and_cancels_what_waits(rig):
     r = rig(ScriptedSession(delay=0.01))
     r.wait_frames(2)
@@ -290,5 +303,5 @@ def test_stop_ends_a_long_step_and_cancels_what_waits(rig):
     waiting = r.worker.ask(r.worker.play)
     r.wait_frames(len(r.shown) + 3)
     assert r.worker.stop(5.0)
-    assert stepping.result(timeout=1) is None
+    assert stepping.result(timeout=1) < 10**9
     assert waiting.cancelled() and r.session.closed

@@ -1,6 +1,8 @@
 """A world launched as users launch it, driven over DDS."""
 
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -31,7 +33,7 @@ from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
 
 from inspatio_core.geometry.camera import project
 from inspatio_core.geometry.motion import se3_exp
-from tests.ros.graph import until
+from tests.ros.graph import PATIENCE, until
 
 FPS = 24.0
 BLOCK = 4
@@ -226,18 +228,31 @@ def test_camera_pose_in_any_connected_frame_is_reached_in_a_block(paused):
         here = there
 
 
-def test_camera_pose_in_a_frame_that_somebody_else_moves(paused):
-    tf, broadcaster = paused.graph.tf(), TransformBroadcaster(paused.graph.node)
-    cart = np.eye(4)
-    cart[0, 3] = 0.7
+def test_a_camera_pose_waits_for_a_frame_that_somebody_else_begins_to_move(paused):
+    tf = paused.graph.tf()
+    paused.pose("cart", pose_at(-0.2, 0.1))  # once, before anybody has told of a cart
+    broadcaster = TransformBroadcaster(paused.graph.node)
+
+    def tell(frame: str, x: float):
+        T = np.eye(4)
+        T[0, 3] = x
+        broadcaster.sendTransform(messages.transform(T, "map", frame, paused.odom.messages[-1].header.stamp))
+        time.sleep(0.05)
 
     def reached():
-        broadcaster.sendTransform(messages.transform(cart, "map", "cart", paused.odom.messages[-1].header.stamp))
-        paused.pose("cart", pose_at(-0.2, 0.1))
+        tell("cart", 0.7)
         stamp = Time.from_msg(steps(paused, paused.odom, BLOCK)[-1].header.stamp)
         return np.allclose(link_in_map(paused, tf, stamp)[:3, 3], (0.5, 0.1, 0), atol=1e-6)
 
-    until(reached, "the pose in the moving frame")  # the world begins to hear the newcomer within a second
+    until(reached, "the pose in the frame of the cart")
+    # A newer command takes the place of a pose that waits.
+    paused.pose("later", pose_at(0.0))
+    paused.twist(0, 0.3, 0, 0, 0, 0)
+    for _ in range(5):
+        tell("later", 2.0)
+    paused.pose("nowhere", pose_at(0.0))  # and one that waits takes the place of none
+    twist = steps(paused, paused.odom, BLOCK)[-1].twist.twist
+    assert np.allclose((twist.linear.x, twist.linear.y), (0, 0.3))
 
 
 def test_the_last_kind_of_command_wins(paused):
@@ -265,14 +280,13 @@ def test_bad_commands_are_refused_with_a_warning_and_the_node_lives_on(paused):
     paused.twist(nan, 0, 0, 0, 0, 0)
     warned("not a finite twist")
     assert is_still()
-    paused.pose("nowhere", pose_at(1.0))
-    warned("frame 'nowhere' is not known")
-    assert is_still()
     bad = pose_at(1.0)
     bad.position.z = nan
     paused.pose("map", bad)
     warned("not a finite pose")
-    time.sleep(2.0)  # warnings of one kind are throttled
+    paused.pose("nowhere", pose_at(1.0))
+    warned("frame 'nowhere' is not known")  # after the 2 s for which warnings of one kind are throttled
+    assert is_still()
     bad = pose_at(1.0)
     bad.orientation.w = bad.orientation.z = 0.0
     paused.pose("map", bad)
@@ -360,6 +374,23 @@ class TestSimulation:
         ticks = [m.clock.sec + m.clock.nanosec * 1e-9 for m in clock.wait(have + 5)[have - 1 :]]
         assert np.allclose(np.diff(ticks), 1 / FPS, atol=1e-8)
         assert len(clock.settle().messages) == have + 5, "paused again"
+
+    @pytest.mark.parametrize("target", ["STATE_PAUSED", "STATE_STOPPED", "STATE_PLAYING", "reset"])
+    def test_a_long_step_ends_when_another_state_is_asked_for(self, paused, target):
+        before = len(paused.odom.messages)
+        with ThreadPoolExecutor(1) as pool:
+            stepping = pool.submit(paused.call, StepSimulation, "step_simulation", steps=1_000_000)
+            paused.odom.wait(before + 3)
+            if target == "reset":
+                result = paused.call(ResetSimulation, "reset_simulation").result
+            else:
+                result = paused.set_state(getattr(SimulationState, target))
+            assert result.result == Result.RESULT_OK, result.error_message
+            answer = stepping.result(PATIENCE).result
+        assert answer.result == Result.RESULT_OPERATION_FAILED
+        assert re.fullmatch(r"ended after \d+ of 1000000 steps", answer.error_message)
+        wanted = SimulationState.STATE_PAUSED if target == "reset" else getattr(SimulationState, target)
+        assert paused.call(GetSimulationState, "get_simulation_state").state.state == wanted
 
     def test_unknown_targets_are_refused(self, world):
         answer = world.set_state(SimulationState.STATE_NO_WORLD)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 import traceback
+from collections.abc import Callable
 
 import numpy as np
 import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, Twist, TwistStamped
+from geometry_msgs.msg import Pose, PoseStamped, PoseWithCovarianceStamped, Twist, TwistStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -23,7 +24,7 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time as RosTime
-from std_msgs.msg import Float64, Int64
+from std_msgs.msg import Float64, Header, Int64
 from std_srvs.srv import Trigger
 from tf2_ros import TransformException
 
@@ -42,6 +43,9 @@ from inspatio_ros.worker import State, Worker
 FARTHEST = 1e4
 """Metres from the map's origin beyond which a camera_pose is taken for a mistake."""
 
+POSE_PATIENCE = 2.0
+"""Seconds that a pose waits for tf to know its frame: a newcomer's first transforms come a little after its pose."""
+
 THROTTLE = {"throttle_duration_sec": 2.0}
 
 
@@ -58,6 +62,7 @@ class WorldNode(Node):
 
     def __init__(self, stop: Stop):
         super().__init__("world")
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.settings = parameters.declare(self)
         self.stop = stop
         self.error: BaseException | None = None
@@ -81,6 +86,8 @@ class WorldNode(Node):
             self._on_twist_stamped if self.settings.stamped else self._on_twist,
             1,
         )
+        self._waiting: tuple[float, str, Header, Pose, Callable] | None = None
+        self._retry = self.create_timer(0.05, self._try_again, clock=steady, autostart=False)
         self.create_subscription(PoseStamped, "camera_pose", self._on_pose, 1)
         self.create_subscription(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
         self.create_subscription(Float64, "~/playhead/rate", self._on_rate, 1)
@@ -105,7 +112,7 @@ class WorldNode(Node):
             1.0,
             self._every_second,
             callback_group=MutuallyExclusiveCallbackGroup(),
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
+            clock=steady,
         )
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._take_parameters)
@@ -153,6 +160,8 @@ class WorldNode(Node):
         world, reference, log = self.worker.world, self.reference, self.get_logger()
         for notice in reference.notices:
             log.warning(notice)
+        if self.settings.checkpoint_path:
+            log.warning(f"checkpoint_path: generator {self.settings.generator} uses no checkpoint, ignored")
         size = "x".join(map(str, world.size))
         log.info(
             f"driving {reference.name}: {reference.frame_count} frames at {reference.fps:g} fps, {size}, "
@@ -164,6 +173,8 @@ class WorldNode(Node):
         self.stop.event.set()
 
     def _reset(self, state: bool, time: bool) -> None:
+        if state:
+            self._waiting = None
         if time:
             self.frames.tree.buffer.clear()
         self.worker.reset(state, time)
@@ -171,6 +182,7 @@ class WorldNode(Node):
             self.commands.playhead(loop=self.settings.loop)
 
     def _halt(self) -> None:
+        self._waiting = None
         self.frames.tree.buffer.clear()
         self.worker.halt()
         self.commands.playhead(loop=self.settings.loop)
@@ -208,6 +220,7 @@ class WorldNode(Node):
                 self.get_logger().warning(
                     f"cmd_vel: a speed of {length:g} is beyond max_linear / max_angular, cut to {limit:g}", **THROTTLE
                 )
+        self._waiting = None
         self.commands.twist(frames.camera_twist(twist, self.settings.planar), self.worker.time)
 
     def _on_twist_stamped(self, msg: TwistStamped) -> None:
@@ -230,14 +243,30 @@ class WorldNode(Node):
         if not (math.isfinite(p.x + p.y + p.z) and math.isfinite(norm) and norm > 1e-3):
             self.get_logger().warning(f"{topic}: not a finite pose with a rotation, ignored", **THROTTLE)
             return
+        self._waiting = (time.monotonic() + POSE_PATIENCE, topic, header, pose, kind)
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """Obey the pose that waits, if tf knows its frame by now; give it up when its time is over."""
+        if (waiting := self._waiting) is None:
+            self._retry.cancel()
+            return
+        until, topic, header, pose, kind = waiting
         try:
             target = self._map_from(header) @ messages.matrix(pose)
         except TransformException as error:
+            if time.monotonic() < until:
+                self.frames.tree.follow()
+                if self._retry.is_canceled():
+                    self._retry.reset()
+                return
+            self._waiting = None
             reason = " ".join(str(error).split())
             self.get_logger().warning(
                 f"{topic}: frame '{header.frame_id}' is not known, ignored ({reason})", **THROTTLE
             )
             return
+        self._waiting = None
         if np.abs(target[:3, 3]).max() > FARTHEST:
             self.get_logger().warning(f"{topic}: more than {FARTHEST:g} m from the map's origin, ignored", **THROTTLE)
             return
@@ -377,10 +406,13 @@ def explain(error: BaseException, settings: parameters.Settings | None) -> tuple
 
 def run(stop: Stop, args: list[str] | None = None) -> int:
     """Run the node until ``stop``; returns the exit code."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stop.armed = True
     log = rclpy.logging.get_logger("world")
     try:
+        try:
+            rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        except RuntimeError as error:  # an argument or parameter file that ROS cannot read: it says which
+            raise InputError(str(error).split(", at /")[0]) from error
+        stop.armed = True
         node = WorldNode(stop)
     except Exception as error:
         line, code = explain(error, None)

@@ -92,16 +92,18 @@ class Tree:
         node.create_subscription(TFMessage, "/tf_static", hear, latched)
         self._node = node
         self._others: Subscription | None = None
+        self._following = threading.Lock()
 
     def follow(self) -> None:
-        """Listen to ``/tf`` or stop listening, as others come and go; to be called now and then."""
-        others = self._node.count_publishers("/tf") > 1
-        if others and self._others is None:
-            hear = partial(self._hear, self.buffer.set_transform)
-            self._others = self._node.create_subscription(TFMessage, "/tf", hear, 100)
-        elif not others and self._others is not None:
-            self._node.destroy_subscription(self._others)
-            self._others = None
+        """Listen to ``/tf`` or stop listening, as others come and go; to be called now and then, by any thread."""
+        with self._following:
+            others = self._node.count_publishers("/tf") > 1
+            if others and self._others is None:
+                hear = partial(self._hear, self.buffer.set_transform)
+                self._others = self._node.create_subscription(TFMessage, "/tf", hear, 100)
+            elif not others and self._others is not None:
+                self._node.destroy_subscription(self._others)
+                self._others = None
 
     def _hear(self, take: Callable, msg: TFMessage) -> None:
         for t in msg.transforms:

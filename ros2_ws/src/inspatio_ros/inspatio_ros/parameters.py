@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from inspatio_core.errors import InputError
 
@@ -15,6 +16,7 @@ DEFAULT_SCENE = "courtyard"
 LOOPS = ("loop", "bounce", "hold")
 PACINGS = ("lockstep", "realtime")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+SHORTEST_SIDE, LONGEST_SIDE = 16, 4096  # pixels
 
 
 def _p(default, description: str, *, runtime: bool = False, low: float | None = None, high: float | None = None):
@@ -105,13 +107,16 @@ class Settings:
 
 
 def parse_size(text: str) -> tuple[int, int] | str:
-    """``"480x832"`` as (480, 832), ``"auto"`` as it is; InputError otherwise."""
+    """``"480x832"`` as (480, 832), ``"auto"`` as it is; InputError otherwise, and for sides that no world can have."""
     if text == "auto":
         return text
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.strip().isdecimal() for p in parts):
         raise InputError(f"size: '{text}' is not HEIGHTxWIDTH such as 480x832, nor auto")
-    return int(parts[0]), int(parts[1])
+    size = int(parts[0]), int(parts[1])
+    if not all(SHORTEST_SIDE <= side <= LONGEST_SIDE for side in size):
+        raise InputError(f"size: {text} is not a size; sides may have {SHORTEST_SIDE} to {LONGEST_SIDE} pixels")
+    return size
 
 
 def check_choice(name: str, value: str) -> None:
@@ -123,6 +128,8 @@ def check_choice(name: str, value: str) -> None:
 
 def declare(node: Node) -> Settings:
     """Declare all parameters on ``node`` and return their checked values.
+
+    A node that does not publish the clock follows it, unless it was told a ``use_sim_time``.
 
     Raises:
         InputError: one line that names the argument to change.
@@ -140,4 +147,7 @@ def declare(node: Node) -> Settings:
         raise InputError(f"fps: {settings.fps} is not a frame rate; use a number such as 24.0")
     if settings.world_frame == "auto":
         settings.world_frame = "world" if settings.frame_prefix else ""
+    if not settings.publish_clock and "use_sim_time" not in node._parameter_overrides:
+        # rclpy has no public way to tell a use_sim_time that was given from its default.
+        node.set_parameters([Parameter("use_sim_time", value=True)])
     return settings

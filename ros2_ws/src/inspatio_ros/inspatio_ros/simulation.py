@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -39,11 +40,19 @@ FEATURES = (
     SimulatorFeatures.STEP_SIMULATION_MULTIPLE,
 )
 
+TARGETS = (
+    SimulationState.STATE_PLAYING,
+    SimulationState.STATE_PAUSED,
+    SimulationState.STATE_STOPPED,
+    SimulationState.STATE_QUITTING,
+)
+"""The states that can be asked for."""
+
 MOST_STEPS = 1_000_000
 
 
 class SimulationServices:
-    """The services. Those that change something wait for the world thread, one at a time.
+    """The services. Those that change something wait for the world thread, one at a time; they end a step in progress.
 
     Args:
         reset: job that resets (state, time), see ``Worker.reset``.
@@ -62,13 +71,14 @@ class SimulationServices:
         about: Callable[[], str],
     ):
         self._worker, self._reset, self._halt, self._quit, self._about = worker, reset, halt, quit, about
-        waiting = MutuallyExclusiveCallbackGroup()
+        self._step_in_hand: threading.Event | None = None
+        changing, stepping = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         for kind, name, callback, group in (
             (GetSimulatorFeatures, "get_simulator_features", self._get_features, None),
             (GetSimulationState, "get_simulation_state", self._get_state, None),
-            (SetSimulationState, "set_simulation_state", self._set_state, waiting),
-            (StepSimulation, "step_simulation", self._step, waiting),
-            (ResetSimulation, "reset_simulation", self._reset_simulation, waiting),
+            (SetSimulationState, "set_simulation_state", self._set_state, changing),
+            (StepSimulation, "step_simulation", self._step, stepping),
+            (ResetSimulation, "reset_simulation", self._reset_simulation, changing),
         ):
             node.create_service(kind, f"~/{name}", callback, callback_group=group)
 
@@ -85,7 +95,8 @@ class SimulationServices:
     def _set_state(self, request, response):
         target, state = request.state.state, self._worker.state
         codes = SetSimulationState.Response
-        if target == STATES[state]:
+        stepping = target in TARGETS and self._end_step()
+        if target == STATES[state] and not stepping:
             response.result = Result(result=codes.ALREADY_IN_TARGET_STATE, error_message=f"already {state.value}")
         elif target == SimulationState.STATE_QUITTING:
             self._worker.state = State.QUITTING
@@ -119,8 +130,26 @@ class SimulationServices:
                 result=Result.RESULT_OPERATION_FAILED, error_message=f"at most {MOST_STEPS} steps at once"
             )
         else:
-            response.result = _outcome(self._worker.ask(lambda: self._worker.step(int(request.steps))))
+            response.result = self._step_by(int(request.steps))
         return response
+
+    def _step_by(self, steps: int) -> Result:
+        ended = self._step_in_hand = threading.Event()
+        worker = self._worker
+        # The state is looked at again when its turn comes: a change that was asked for before may be under way.
+        future = worker.ask(lambda: worker.step(steps, ended) if worker.state is State.PAUSED else 0)
+        result = _outcome(future)
+        self._step_in_hand = None
+        if result.result == Result.RESULT_OK and (shown := future.result()) < steps:
+            return Result(result=Result.RESULT_OPERATION_FAILED, error_message=f"ended after {shown} of {steps} steps")
+        return result
+
+    def _end_step(self) -> bool:
+        """End the step in progress, if there is one; whether there was."""
+        ended = self._step_in_hand
+        if ended is not None:
+            ended.set()
+        return ended is not None
 
     def _reset_simulation(self, request, response):
         state = self._worker.state
@@ -134,6 +163,7 @@ class SimulationServices:
                 result=Result.RESULT_FEATURE_UNSUPPORTED, error_message="nothing is spawned here; use TIME or STATE"
             )
         else:
+            self._end_step()
             response.result = _outcome(self._worker.ask(lambda: self._reset(world, time)))
         return response
 

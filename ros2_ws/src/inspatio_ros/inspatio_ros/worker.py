@@ -191,26 +191,28 @@ class Worker:
             self.state = State.PAUSED
         self._drain()
 
-    def step(self, frames: int) -> None:
-        """Show ``frames`` more frames as fast as they come, then be paused again.
+    def step(self, frames: int, ended: threading.Event | None = None) -> int:
+        """Show ``frames`` more frames as fast as they come, then be paused again; returns how many were shown.
 
         A block's motion is committed when its first frame is asked for, so that steps by multiples of the
-        generator's block each obey the newest command.
+        generator's block each obey the newest command. Once ``ended`` is set, the block in hand is the last.
         """
+        left = frames
         with self._cv:
             self._paced = False
         try:
-            while frames > 0 and not self._stopping:
+            while left > 0 and not self._stopping and not (ended is not None and ended.is_set()):
                 if not self._held:
                     self._held.extend(self._block(time.monotonic()))
                 with self._cv:
-                    while self._held and frames > 0:
+                    while self._held and left > 0:
                         self._queue.append(self._held.popleft())
-                        frames -= 1
+                        left -= 1
                     self._cv.notify_all()
                 self._drain()
         finally:
             self._paced = True
+        return frames - left
 
     def reset(self, state: bool = True, time: bool = True) -> None:
         """Back to the start: the world's state, or sim time, or both. Returns once the first frame is shown."""

@@ -230,7 +230,6 @@ def test_camera_pose_in_any_connected_frame_is_reached_in_a_block(paused):
 
 def test_a_camera_pose_waits_for_a_frame_that_somebody_else_begins_to_move(paused):
     tf = paused.graph.tf()
-    paused.pose("cart", pose_at(-0.2, 0.1))  # once, before anybody has told of a cart
     broadcaster = TransformBroadcaster(paused.graph.node)
 
     def tell(frame: str, x: float):
@@ -244,14 +243,18 @@ def test_a_camera_pose_waits_for_a_frame_that_somebody_else_begins_to_move(pause
         stamp = Time.from_msg(steps(paused, paused.odom, BLOCK)[-1].header.stamp)
         return np.allclose(link_in_map(paused, tf, stamp)[:3, 3], (0.5, 0.1, 0), atol=1e-6)
 
-    until(reached, "the pose in the frame of the cart")
-    # A newer command takes the place of a pose that waits.
-    paused.pose("later", pose_at(0.0))
-    paused.twist(0, 0.3, 0, 0, 0, 0)
-    for _ in range(5):
-        tell("later", 2.0)
-    paused.pose("nowhere", pose_at(0.0))  # and one that waits takes the place of none
-    twist = steps(paused, paused.odom, BLOCK)[-1].twist.twist
+    set_parameter(paused, "pose_timeout", PATIENCE)
+    try:
+        paused.pose("cart", pose_at(-0.2, 0.1))  # once, before anybody has told of a cart
+        until(reached, "the pose in the frame of the cart")
+        # A newer command takes the place of a pose that waits.
+        paused.pose("later", pose_at(0.0))
+        paused.twist(0, 0.3, 0, 0, 0, 0)
+        for _ in range(5):
+            tell("later", 2.0)
+        twist = steps(paused, paused.odom, BLOCK)[-1].twist.twist
+    finally:
+        set_parameter(paused, "pose_timeout", 2.0)
     assert np.allclose((twist.linear.x, twist.linear.y), (0, 0.3))
 
 
@@ -285,7 +288,7 @@ def test_bad_commands_are_refused_with_a_warning_and_the_node_lives_on(paused):
     paused.pose("map", bad)
     warned("not a finite pose")
     paused.pose("nowhere", pose_at(1.0))
-    warned("frame 'nowhere' is not known")  # after the 2 s for which warnings of one kind are throttled
+    warned("frame 'nowhere' is not known")  # after pose_timeout, for which warnings of one kind are throttled too
     assert is_still()
     bad = pose_at(1.0)
     bad.orientation.w = bad.orientation.z = 0.0

@@ -43,9 +43,6 @@ from inspatio_ros.worker import State, Worker
 FARTHEST = 1e4
 """Metres from the map's origin beyond which a camera_pose is taken for a mistake."""
 
-POSE_PATIENCE = 2.0
-"""Seconds that a pose waits for tf to know its frame: a newcomer's first transforms come a little after its pose."""
-
 THROTTLE = {"throttle_duration_sec": 2.0}
 
 
@@ -243,7 +240,7 @@ class WorldNode(Node):
         if not (math.isfinite(p.x + p.y + p.z) and math.isfinite(norm) and norm > 1e-3):
             self.get_logger().warning(f"{topic}: not a finite pose with a rotation, ignored", **THROTTLE)
             return
-        self._waiting = (time.monotonic() + POSE_PATIENCE, topic, header, pose, kind)
+        self._waiting = (time.monotonic() + self.settings.pose_timeout, topic, header, pose, kind)
         self._try_again()
 
     def _try_again(self) -> None:

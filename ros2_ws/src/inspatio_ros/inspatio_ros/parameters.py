@@ -56,6 +56,13 @@ PARAMETERS = {
     "cmd_vel_timeout": _p(
         0.5, "seconds of sim time after which a cmd_vel counts for nothing", runtime=True, low=0.01, high=1e6
     ),
+    "pose_timeout": _p(
+        2.0,
+        "seconds that a camera_pose or initialpose waits for tf to know its frame",
+        runtime=True,
+        low=0.0,
+        high=1e6,
+    ),
     "max_linear": _p(5.0, "longest linear velocity taken from cmd_vel, m/s", runtime=True, low=0.0, high=1e3),
     "max_angular": _p(3.0, "longest angular velocity taken from cmd_vel, rad/s", runtime=True, low=0.0, high=1e2),
     "jpeg_quality": _p(85, "quality of image_raw/compressed", runtime=True, low=1, high=100),
@@ -93,6 +100,7 @@ class Settings:
     planar: bool
     loop: str
     cmd_vel_timeout: float
+    pose_timeout: float
     max_linear: float
     max_angular: float
     jpeg_quality: int

@@ -33,6 +33,7 @@ FARTHEST = 1e30
 
 EMPTY = 2**63 - 1  # key of a target that no point covers
 CHUNK = 2048  # points projected at a time
+WORTH_A_THREAD = 100_000  # pixels
 LARGEST = MAX_RADIUS * ONE
 INVERSE = 65536 // np.arange(LARGEST + 1).clip(1)  # a table is faster than dividing
 
@@ -121,14 +122,15 @@ def _radius_row(d0, right_d, below_d, X0, right_X, below_X, Y0, right_Y, below_Y
 
 
 @kernel
-def _claim(X, Y, Z, RX, RY, w, h, zbuf):
+def _claim(X, Y, Z, RX, RY, w, low, high, zbuf):
+    """The z-test in target rows low .. high-1."""
     for i in range(X.shape[0]):
         if X[i] == OUTSIDE:
             continue
         x, y, z = np.int64(X[i]), np.int64(Y[i]), Z[i]
         ex, ey = (abs(np.int64(RX[i])) >> 1) + SLACK, (np.int64(RY[i]) >> 1) + SLACK
         x0, x1 = max(0, (x - ex + 255) >> 8), min(w - 1, (x + ex) >> 8)
-        y0, y1 = max(0, (y - ey + 255) >> 8), min(h - 1, (y + ey) >> 8)
+        y0, y1 = max(low, (y - ey + 255) >> 8), min(high - 1, (y + ey) >> 8)
         if x0 == x1 and y0 == y1:
             t = np.uint64(y0 * w + x0)
             zbuf[t] = min(zbuf[t], z)
@@ -140,8 +142,9 @@ def _claim(X, Y, Z, RX, RY, w, h, zbuf):
 
 
 @kernel
-def _gather(X, Y, Z, RX, RY, rgb, w, h, zbuf, total):
-    """Add to ``total`` [h*w, 3]: red and green, blue and weight (two 32-bit fields each), depth step."""
+def _gather(X, Y, Z, RX, RY, rgb, w, low, high, zbuf, total):
+    """Add to ``total`` [h*w, 3], in target rows low .. high-1: red and green, blue and weight (two 32-bit fields
+    each), depth step."""
     for i in range(X.shape[0]):
         if X[i] == OUTSIDE:
             continue
@@ -151,7 +154,7 @@ def _gather(X, Y, Z, RX, RY, rgb, w, h, zbuf, total):
         red_green = np.int64(rgb[i, 0]) << 32 | np.int64(rgb[i, 1])
         blue_one = np.int64(rgb[i, 2]) << 32 | 1
         x0, y0 = x >> 8, y >> 8
-        if rx == ONE and ry == ONE and x0 >= 0 and y0 >= 0 and x0 < w - 1 and y0 < h - 1:
+        if rx == ONE and ry == ONE and x0 >= 0 and y0 >= low and x0 < w - 1 and y0 < high - 1:
             fx, fy = x & 255, y & 255
             t = y0 * w + x0
             for weight, to in (
@@ -169,7 +172,7 @@ def _gather(X, Y, Z, RX, RY, rgb, w, h, zbuf, total):
         if rx < 0:
             rx, shift = -rx, SHRUNK_SHIFT
         ix, iy = INVERSE[rx], INVERSE[ry]
-        for ty in range(max(0, ((y - ry) >> 8) + 1), min(h - 1, (y + ry - 1) >> 8) + 1):
+        for ty in range(max(low, ((y - ry) >> 8) + 1), min(high - 1, (y + ry - 1) >> 8) + 1):
             wy = ONE - ((abs(y - (ty << 8)) * iy) >> 8)
             for tx in range(max(0, ((x - rx) >> 8) + 1), min(w - 1, (x + rx - 1) >> 8) + 1):
                 t = np.uint64(ty * w + tx)
@@ -204,40 +207,78 @@ def _finish(zbuf, total, rgb, depth_bits, known):
 
 
 @kernel
-def _splat_rows(rgb, depth, Ks, Kt, T, h, w, D, X, Y, Z, Zbits, RX, RY, zbuf, total, out_rgb, out_bits, out_known):
-    B, H, W = depth.shape
+def _project_rows(depth, k, q, m, h, w, first, last, D, X, Y, Z):
+    """Source rows first .. last-1 of one frame into target coordinates."""
+    W = depth.shape[1]
     colx, coly, colz = np.empty(W, np.float32), np.empty(W, np.float32), np.empty(W, np.float32)
-    for b in range(B):
-        k, q, m = Ks[b], Kt[b], T[b]
-        ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz, zoom = _warp_coefficients(
-            k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2], q[0, 0], q[0, 1], q[0, 2], q[1, 1], q[1, 2],
-            m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
+    ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz, _ = _warp_coefficients(
+        k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2], q[0, 0], q[0, 1], q[0, 2], q[1, 1], q[1, 2],
+        m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
+    )  # fmt: skip
+    for u in range(W):
+        colx[u] = ax * u
+        coly[u] = ay * u
+        colz[u] = az * u
+    for v in range(first, last):
+        _project_row(
+            depth[v], colx, coly, colz,
+            np.float32(bx * v + cx), np.float32(by * v + cy), np.float32(bz * v + cz),
+            np.float32(tx), np.float32(ty), np.float32(tz), w, h, D[v], X[v], Y[v], Z[v],
         )  # fmt: skip
+        X[v, W] = OUTSIDE  # right of the last column there is no neighbour, nor below the last row
+    if last == depth.shape[0]:
+        X[last] = OUTSIDE
+
+
+@kernel
+def _radius_rows(k, q, m, first, last, D, X, Y, Z, RX, RY, reach):
+    """Tent radii of source rows first .. last-1, and ``reach`` [H, 2]: the lowest and highest target y of each row."""
+    W = RX.shape[1]
+    zoom = _warp_coefficients(
+        k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2], q[0, 0], q[0, 1], q[0, 2], q[1, 1], q[1, 2],
+        m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
+    )[12]  # fmt: skip
+    limit = np.float32(max(0.03, 3.0 / k[1, 1]))
+    scale = np.float32(zoom * ONE)
+    for v in range(first, last):
+        _radius_row(
+            D[v], D[v, 1:], D[v + 1], X[v], X[v, 1:], X[v + 1], Y[v], Y[v, 1:], Y[v + 1],
+            Z[v], scale, limit, RX[v], RY[v],
+        )  # fmt: skip
+        lowest, highest = -OUTSIDE, OUTSIDE
         for u in range(W):
-            colx[u] = ax * u
-            coly[u] = ay * u
-            colz[u] = az * u
-        for v in range(H):
-            _project_row(
-                depth[b, v], colx, coly, colz,
-                np.float32(bx * v + cx), np.float32(by * v + cy), np.float32(bz * v + cz),
-                np.float32(tx), np.float32(ty), np.float32(tz), w, h, D[v], X[v], Y[v], Z[v],
-            )  # fmt: skip
-        limit = np.float32(max(0.03, 3.0 / k[1, 1]))
-        scale = np.float32(zoom * ONE)
-        X[H] = OUTSIDE  # below the last row and right of the last column there is no neighbour
-        X[:, W] = OUTSIDE
-        zbuf[:] = UNSEEN
-        for v in range(H):
-            _radius_row(
-                D[v], D[v, 1:], D[v + 1], X[v], X[v, 1:], X[v + 1], Y[v], Y[v, 1:], Y[v + 1],
-                Z[v], scale, limit, RX[v], RY[v],
-            )  # fmt: skip
-            _claim(X[v, :W], Y[v, :W], Zbits[v], RX[v], RY[v], w, h, zbuf)
-        total[:] = 0
-        for v in range(H):
-            _gather(X[v, :W], Y[v, :W], Zbits[v], RX[v], RY[v], rgb[b, v], w, h, zbuf, total)
-        _finish(zbuf, total, out_rgb[b], out_bits[b], out_known[b])
+            y = np.int64(Y[v, u])
+            lowest = min(lowest, y if y != OUTSIDE else lowest)
+            highest = max(highest, y)
+        reach[v, 0] = (lowest >> 8) - MAX_RADIUS
+        reach[v, 1] = (highest >> 8) + MAX_RADIUS + 1
+
+
+@kernel
+def _band(X, Y, Z, RX, RY, reach, rgb, w, low, high, zbuf, total, out_rgb, out_bits, out_known):
+    """Target rows low .. high-1 of one frame. Bands do not depend on each other: sums are of integers."""
+    H, W = RX.shape
+    a, b = low * w, high * w
+    zbuf[a:b] = UNSEEN
+    for v in range(H):
+        if reach[v, 1] >= low and reach[v, 0] < high:
+            _claim(X[v, :W], Y[v, :W], Z[v], RX[v], RY[v], w, low, high, zbuf)
+    total[a:b] = 0
+    for v in range(H):
+        if reach[v, 1] >= low and reach[v, 0] < high:
+            _gather(X[v, :W], Y[v, :W], Z[v], RX[v], RY[v], rgb[v], w, low, high, zbuf, total)
+    _finish(zbuf[a:b], total[a:b], out_rgb[a:b], out_bits[a:b], out_known[a:b])
+
+
+@kernel
+def _splat_rows(
+    rgb, depth, Ks, Kt, T, h, w, D, X, Y, Z, Zbits, RX, RY, reach, zbuf, total, out_rgb, out_bits, out_known
+):
+    B, H, W = depth.shape
+    for b in range(B):
+        _project_rows(depth[b], Ks[b], Kt[b], T[b], h, w, 0, H, D, X, Y, Z)
+        _radius_rows(Ks[b], Kt[b], T[b], 0, H, D, X, Y, Z, RX, RY, reach)
+        _band(X, Y, Zbits, RX, RY, reach, rgb[b], w, 0, h, zbuf, total, out_rgb[b], out_bits[b], out_known[b])
 
 
 _local = threading.local()
@@ -256,15 +297,32 @@ def _scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     return view
 
 
-def _run(rgb, depth, Ks, Kt, T, h, w, out_rgb, out_bits, out_known):
-    _, H, W = depth.shape
-    D = _scratch("D", (H + 1, W + 1), np.float32)
-    X, Y = _scratch("X", (H + 1, W + 1), np.int32), _scratch("Y", (H + 1, W + 1), np.int32)
-    RX, RY = _scratch("RX", (H, W), np.int32), _scratch("RY", (H, W), np.int32)
+def _buffers(H, W, h, w):
+    """D, X, Y, Z, Z's bits, RX, RY, reach, zbuf, total of one frame."""
     Z = _scratch("Z", (H, W), np.float32)
-    zbuf, total = _scratch("zbuf", (h * w,), np.int32), _scratch("total", (h * w, 3), np.int64)
-    _splat_rows(
-        rgb, depth, Ks, Kt, T, h, w, D, X, Y, Z, Z.view(np.int32), RX, RY, zbuf, total, out_rgb, out_bits, out_known
+    return (
+        _scratch("D", (H + 1, W + 1), np.float32), _scratch("X", (H + 1, W + 1), np.int32),
+        _scratch("Y", (H + 1, W + 1), np.int32), Z, Z.view(np.int32),
+        _scratch("RX", (H, W), np.int32), _scratch("RY", (H, W), np.int32), _scratch("reach", (H, 2), np.int64),
+        _scratch("zbuf", (h * w,), np.int32), _scratch("total", (h * w, 3), np.int64),
+    )  # fmt: skip
+
+
+def _run(rgb, depth, Ks, Kt, T, h, w, out_rgb, out_bits, out_known):
+    """Frames one after another in this thread."""
+    _splat_rows(rgb, depth, Ks, Kt, T, h, w, *_buffers(*depth.shape[1:], h, w), out_rgb, out_bits, out_known)
+
+
+def _run_together(rgb, depth, Ks, Kt, T, h, w, out_rgb, out_bits, out_known):
+    """One frame by several threads: source rows are shared out first, then bands of the target."""
+    H, W = depth.shape
+    D, X, Y, Z, bits, RX, RY, reach, zbuf, total = _buffers(H, W, h, w)
+    threads.over_rows(H, H * W, lambda s: _project_rows(depth, Ks, Kt, T, h, w, s.start, s.stop, D, X, Y, Z))
+    threads.over_rows(H, H * W, lambda s: _radius_rows(Ks, Kt, T, s.start, s.stop, D, X, Y, Z, RX, RY, reach))
+    threads.over_rows(
+        h,
+        H * W,
+        lambda s: _band(X, Y, bits, RX, RY, reach, rgb, w, s.start, s.stop, zbuf, total, out_rgb, out_bits, out_known),
     )
 
 
@@ -284,7 +342,12 @@ def splat(rgb, depth, K_source, K_target, target_from_source, size):
         out_depth.view(B, h * w).numpy().view(np.int32),
         out_known.view(B, h * w).numpy(),
     ]
-    threads.over_rows(B, B * max(H * W, h * w), lambda s: _run(*(a[s] for a in arrays), h, w, *(o[s] for o in outs)))
+    if B < torch.get_num_threads() and H * W >= WORTH_A_THREAD:
+        for b in range(B):
+            _run_together(*(a[b] for a in arrays), h, w, *(o[b] for o in outs))
+    else:
+        work = B * max(H * W, h * w)
+        threads.over_rows(B, work, lambda s: _run(*(a[s] for a in arrays), h, w, *(o[s] for o in outs)))
     return out_rgb, out_depth, out_known
 
 
@@ -301,7 +364,7 @@ class _Threads:
     def over_rows(self, rows: int, pixels: int, work) -> None:
         """Call ``work(slice)`` on slices that cover all rows, side by side where that is worth a thread."""
         count = min(rows, torch.get_num_threads())
-        if count < 2 or pixels < 100_000:
+        if count < 2 or pixels < WORTH_A_THREAD:
             work(slice(0, rows))
             return
         if self._pool is None:

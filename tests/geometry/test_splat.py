@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from inspatio_core.errors import InputError
+from inspatio_core.geometry import _splat_numba
+from inspatio_core.geometry.motion import se3_exp
 from inspatio_core.geometry.splat import splat, splat_points, warp_compatible
 
 BACKENDS = ("numba", "torch")
@@ -438,3 +440,29 @@ def test_splat_agrees_with_the_released_warp_inside_surfaces():
     inside = known & (shrink(panel, 3) | shrink(~panel, 3))
     released = (render[0].permute(1, 2, 0) + 1) * 127.5
     assert (released - seen.float())[inside].abs().mean() < 1.5
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_threads_that_share_a_frame_give_the_bytes_of_one(monkeypatch, count):
+    """Bands of the target, with surfaces that stretch across their borders and points from any row of the source."""
+    generator = torch.Generator().manual_seed(3)
+    size = (53, 64)
+    rgb = torch.randint(0, 256, (1, *size, 3), generator=generator, dtype=torch.uint8)
+    depth = 1 + 3 * torch.rand((1, *size), generator=generator)
+    depth[:, 20:40] = torch.linspace(1.0, 4.0, 64)
+    K = torch.tensor([[[50.0, 0, 31.5], [0, 50.0, 26.0], [0, 0, 1]]], dtype=torch.float64)
+    threads = torch.get_num_threads()
+    for k in range(6):
+        xi = torch.randn(6, generator=generator, dtype=torch.float64) * torch.tensor([0.3] * 5 + [1.0])
+        T = se3_exp(xi)[None]
+        try:
+            torch.set_num_threads(1)
+            alone = splat(rgb, depth, K, K, T, (61 + k, 70))
+            torch.set_num_threads(count)
+            monkeypatch.setattr(_splat_numba, "WORTH_A_THREAD", 1)
+            together = splat(rgb, depth, K, K, T, (61 + k, 70))
+        finally:
+            torch.set_num_threads(threads)
+        assert 0.1 < alone.known.float().mean()
+        for a, b in zip(alone, together, strict=True):
+            assert torch.equal(a, b)

@@ -373,7 +373,8 @@ class Session:
                 self._seeds[slot] = seeds[row]
             reference = self.references[slot]
             self._states[slot] = self.world.generator.new_state(reference, self._seeds[slot])
-            self.maps[slot].clear()
+            if self.world.memory:
+                self.maps[slot].clear()
             self._pending[slot] = None
             self._inserted[slot].clear()
             self.frames_shown[slot] = 0

@@ -114,17 +114,17 @@ class World:
         self.loop = loop
         self.overlap = overlap
         self.keep_anchor = keep_anchor
-        self._fitted: dict[int, tuple[Reference, Reference]] = {}
+        self._fitted: dict[int | str, tuple[Reference | str | Path, Reference]] = {}
         self.references = [self.fitted(r) for r in opened]
 
     def fitted(self, reference: Reference | str | Path) -> Reference:
         """``reference`` opened, and seen at the world's size; the same object each time it is asked for."""
-        reference = _opened(reference)
-        if reference.size == self.size:
-            return reference
-        if id(reference) not in self._fitted:
-            self._fitted[id(reference)] = (reference, reference.resized(self.size))
-        return self._fitted[id(reference)][1]
+        key = id(reference) if isinstance(reference, Reference) else str(reference)
+        if key not in self._fitted:
+            opened = _opened(reference)
+            # What was asked for is kept as well: an id is good only as long as its object lives.
+            self._fitted[key] = (reference, opened if opened.size == self.size else opened.resized(self.size))
+        return self._fitted[key][1]
 
     def start(
         self,

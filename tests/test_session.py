@@ -470,3 +470,11 @@ def test_last_frame_alone_is_that_of_the_whole_block(references, memory, relativ
     assert torch.equal(sessions[0].world_from_camera, sessions[1].world_from_camera)
     for session in sessions:
         session.close()
+
+
+def test_a_scene_is_opened_once_however_often_it_is_asked_for():
+    world = World(size=SIZE, device="cpu")
+    assert world.fitted("courtyard") is world.fitted("courtyard")
+    reference = make_reference(4, (40, 56))
+    assert world.fitted(reference) is world.fitted(reference)
+    assert world.fitted(reference).size == SIZE

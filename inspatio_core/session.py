@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from inspatio_core.errors import InputError
+from inspatio_core.geometry._splat_numba import WORTH_A_THREAD, threads
 from inspatio_core.geometry.anchor import Anchor, build_anchor
 from inspatio_core.geometry.camera import invert_pose
 from inspatio_core.geometry.motion import Motion, block_poses, block_poses_twist, rigid_poses, se3_log
@@ -184,7 +185,23 @@ class Session:
         poses, twists = self._poses(slots, motions, source, frames)
         block = self._show(slots, indices, source, poses, twists, last_only)
         self._moved(slots, frames, source[:, -1], poses[:, -1])
+        if self.world.overlap and self.world.size[0] * self.world.size[1] >= WORTH_A_THREAD:
+            ahead = copy.deepcopy(self.playhead).advance(frames, [None] * self.batch)
+            self._background().submit(self._fetch, list(self.references), ahead.tolist())
         return block
+
+    @staticmethod
+    def _fetch(references: Sequence[Reference], indices: Sequence[Sequence[int]]) -> None:
+        """Decode into the references' cache what the next block shows if the playheads go on as they are."""
+        for reference, row in zip(references, indices, strict=True):
+            for i in row:
+                reference.rgb(i)
+                reference.depth(i)
+
+    def _background(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="inspatio-session")
+        return self._executor
 
     def _moved(self, slots: list[int], frames: int, source: Tensor, poses: Tensor) -> None:
         """Note that ``slots`` showed ``frames`` frames, the last at ``poses`` [b, 4, 4]."""
@@ -243,8 +260,16 @@ class Session:
             frames = 1
         views = [(s, i) for s, row in zip(slots, indices.tolist(), strict=True) for i in row]
         device = world.device
-        rgb = stack([self.references[s].rgb(i) for s, i in views]).to(device)
-        depth = stack([self.references[s].depth(i) for s, i in views]).to(device)
+        rgbs: list[Tensor | None] = [None] * len(views)
+        depths: list[Tensor | None] = [None] * len(views)
+
+        def load(rows: slice) -> None:
+            for view in range(*rows.indices(len(views))):
+                slot, i = views[view]
+                rgbs[view], depths[view] = self.references[slot].rgb(i), self.references[slot].depth(i)
+
+        threads.over_rows(len(views), len(views) * world.size[0] * world.size[1], load)
+        rgb, depth = stack(rgbs).to(device), stack(depths).to(device)
         K_source = torch.from_numpy(np.stack([self.references[s].K.numpy()[i] for s, i in views]))
         K = torch.from_numpy(np.stack([self.references[s].K.numpy()[0] for s in slots]))
         K = K[:, None].expand(b, frames, 3, 3)
@@ -289,9 +314,7 @@ class Session:
         for slot, index in jobs:
             self._inserted[slot].add(index)
             if self.world.overlap:
-                if self._executor is None:
-                    self._executor = ThreadPoolExecutor(1, thread_name_prefix="inspatio-map")
-                self._running.append(self._executor.submit(self._insert, slot, index))
+                self._running.append(self._background().submit(self._insert, slot, index))
             else:
                 self._insert(slot, index)
 

@@ -58,7 +58,7 @@ class World:
         map_limit: the most points a slot's map holds.
         relative_to_source: let the camera ride on the source camera: twists move it relative to that camera.
         loop: what playheads do at the ends: ``loop``, ``bounce`` or ``hold``.
-        overlap: insert into maps in a background thread (same bytes either way).
+        overlap: insert into maps, and decode frames ahead, in a background thread (same bytes either way).
         keep_anchor: attach the Anchor to each Block.
 
     Raises:

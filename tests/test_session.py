@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from inspatio_core.geometry.playhead import PlayheadCommand
 from inspatio_core.geometry.point_map import OBSERVED, PointMap
 from inspatio_core.geometry.splat import splat
 from inspatio_core.geometry.visibility import MARGIN
+from inspatio_core.reference import Reference
 from inspatio_core.world import World
 from tests.synthetic import make_reference
 
@@ -478,3 +480,28 @@ def test_a_scene_is_opened_once_however_often_it_is_asked_for():
     reference = make_reference(4, (40, 56))
     assert world.fitted(reference) is world.fitted(reference)
     assert world.fitted(reference).size == SIZE
+
+
+def test_frames_are_decoded_ahead(references, monkeypatch):
+    """At any rate, what the next block shows was asked for before it; bytes stay the same."""
+    monkeypatch.setattr("inspatio_core.session.WORTH_A_THREAD", 1)
+    with World(references[0], size=SIZE, device="cpu", overlap=False).start() as plain:
+        expected = run(plain)
+    asked, rgb = [], Reference.rgb
+
+    def spy(self, index):
+        if threading.current_thread().name.startswith("inspatio-session"):
+            asked.append(index)
+        return rgb(self, index)
+
+    monkeypatch.setattr(Reference, "rgb", spy)
+    with World(references[0], size=SIZE, device="cpu").start() as session:
+        blocks = [session.first]
+        for motion, command in SCRIPT:
+            session._background().submit(int).result()  # what was queued before is done
+            before = set(asked)
+            blocks.append(session.step(motion, command))
+            if command is None and len(blocks) > 2:  # nobody could have known of a new command
+                assert set(blocks[-1].source_index.flatten().tolist()) <= before
+    for a, b in zip(expected, blocks, strict=True):
+        assert_equal_blocks(a, b)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from inspatio_core.errors import InputError
-from inspatio_core.geometry._splat_numba import WORTH_A_THREAD, threads
 from inspatio_core.geometry.anchor import Anchor, build_anchor
 from inspatio_core.geometry.camera import invert_pose
+from inspatio_core.geometry.compiled import WORTH_A_THREAD, threads
 from inspatio_core.geometry.motion import Motion, block_poses, block_poses_twist, rigid_poses, se3_log
 from inspatio_core.geometry.playhead import Playhead, PlayheadCommand
 from inspatio_core.geometry.point_map import OBSERVED, PointMap
@@ -179,7 +179,7 @@ class Session:
 
     def _advance(self, frames: int, motions, commands, last_only: bool) -> Block:
         slots = list(range(self.batch))
-        self._await_insertions()
+        self.wait()
         indices = self.playhead.advance(frames, commands)
         source = self._source_poses(slots, indices)
         poses, twists = self._poses(slots, motions, source, frames)
@@ -332,14 +332,11 @@ class Session:
             moving=reference.moving(index),
         )
 
-    def _await_insertions(self) -> None:
+    def wait(self) -> None:
+        """Return once background insertions are done."""
         running, self._running = self._running, []
         for future in running:
             future.result()
-
-    def wait(self) -> None:
-        """Return once background insertions are done."""
-        self._await_insertions()
 
     # --------------------------------------------------------------------------------------- reset, snapshot
 
@@ -388,7 +385,7 @@ class Session:
             if shape not in ((4, 4), (len(slots), 4, 4)):
                 raise InputError(f"start_poses: expected [4, 4] or [{len(slots)}, 4, 4], got {list(shape)}")
             start_poses = rigid_poses(start_poses, "start_poses", len(shape), "slot")
-        self._await_insertions()
+        self.wait()
         for row, slot in enumerate(slots):
             if references[row] is not None:
                 self.references[slot] = references[row]
@@ -423,7 +420,7 @@ class Session:
 
         References are immutable and held by identity, not copied.
         """
-        self._await_insertions()
+        self.wait()
         return {
             "references": list(self.references),
             "seeds": list(self._seeds),
@@ -455,7 +452,7 @@ class Session:
             theirs, ours = (reference.size, state["limit"]), (self.world.size, self.world.map_limit)
             if theirs != ours:
                 raise InputError(f"snapshot: of a world with size and map_limit {theirs}, this one has {ours}")
-        self._await_insertions()
+        self.wait()
         self.playhead.load_state_dict(snapshot["playhead"])
         self.references = list(snapshot["references"])
         self._seeds = list(snapshot["seeds"])
@@ -471,7 +468,7 @@ class Session:
 
     def close(self) -> None:
         """End the background thread. The session can still be read, and starts a new thread if stepped."""
-        self._await_insertions()
+        self.wait()
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from inspatio_core.geometry._splat_numba import _scratch, kernel, threads
+from inspatio_core.geometry.compiled import kernel, scratch, threads
 
 BANK = 4
 """Width of the strip of known pixels beside a hole that it is filled from."""
@@ -251,12 +251,12 @@ def fill(rgb, depth, known, default_depth):
     def work(rows):
         _fill_rows(
             *(t[rows] for t in ins),
-            _scratch("far", (H, W), np.float32),
-            _scratch("runs", (H * W // 2 + H + W, 3), np.int32),
-            _scratch("weight", (H, W), np.float32),
-            _scratch("pool", (count, 4), np.float32),
-            _scratch("totals", (count,), np.float32),
-            _scratch("cells", ((H + 1) >> 1, (W + 1) >> 1), np.bool_),
+            scratch("far", (H, W), np.float32),
+            scratch("runs", (H * W // 2 + H + W, 3), np.int32),
+            scratch("weight", (H, W), np.float32),
+            scratch("pool", (count, 4), np.float32),
+            scratch("totals", (count,), np.float32),
+            scratch("cells", ((H + 1) >> 1, (W + 1) >> 1), np.bool_),
             *(t[rows] for t in outs),
         )
 

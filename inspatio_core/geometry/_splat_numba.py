@@ -6,14 +6,11 @@ this file only, and would go on with the old value of a constant imported from a
 
 from __future__ import annotations
 
-import math
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
-from numba import njit
+
+from inspatio_core.geometry import compiled
+from inspatio_core.geometry.compiled import kernel, scratch, threads
 
 NEAR = 0.05
 """Points nearer to the target camera than this (metres) are dropped."""
@@ -33,14 +30,11 @@ FARTHEST = 1e30
 
 EMPTY = 2**63 - 1  # key of a target that no point covers
 CHUNK = 2048  # points projected at a time
-WORTH_A_THREAD = 100_000  # pixels
 LARGEST = MAX_RADIUS * ONE
 INVERSE = 65536 // np.arange(LARGEST + 1).clip(1)  # a table is faster than dividing
 
 _NEAR, _FARTHEST = np.float32(NEAR), np.float32(FARTHEST)
 _LOW, _HIGH = np.float32(POINT_RADIUS[0]), np.float32(POINT_RADIUS[1])
-
-kernel = njit(cache=True, nogil=True, error_model="numpy")
 
 
 def warp_coefficients(k00, k01, k02, k11, k12, q00, q01, q02, q11, q12,
@@ -207,14 +201,19 @@ def _finish(zbuf, total, rgb, depth_bits, known):
 
 
 @kernel
+def _frame_coefficients(k, q, m):
+    return _warp_coefficients(
+        k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2], q[0, 0], q[0, 1], q[0, 2], q[1, 1], q[1, 2],
+        m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
+    )  # fmt: skip
+
+
+@kernel
 def _project_rows(depth, k, q, m, h, w, first, last, D, X, Y, Z):
     """Source rows first .. last-1 of one frame into target coordinates."""
     W = depth.shape[1]
     colx, coly, colz = np.empty(W, np.float32), np.empty(W, np.float32), np.empty(W, np.float32)
-    ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz, _ = _warp_coefficients(
-        k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2], q[0, 0], q[0, 1], q[0, 2], q[1, 1], q[1, 2],
-        m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
-    )  # fmt: skip
+    ax, bx, cx, tx, ay, by, cy, ty, az, bz, cz, tz, _ = _frame_coefficients(k, q, m)
     for u in range(W):
         colx[u] = ax * u
         coly[u] = ay * u
@@ -234,10 +233,7 @@ def _project_rows(depth, k, q, m, h, w, first, last, D, X, Y, Z):
 def _radius_rows(k, q, m, first, last, D, X, Y, Z, RX, RY, reach):
     """Tent radii of source rows first .. last-1, and ``reach`` [H, 2]: the lowest and highest target y of each row."""
     W = RX.shape[1]
-    zoom = _warp_coefficients(
-        k[0, 0], k[0, 1], k[0, 2], k[1, 1], k[1, 2], q[0, 0], q[0, 1], q[0, 2], q[1, 1], q[1, 2],
-        m[0, 0], m[0, 1], m[0, 2], m[0, 3], m[1, 0], m[1, 1], m[1, 2], m[1, 3], m[2, 0], m[2, 1], m[2, 2], m[2, 3],
-    )[12]  # fmt: skip
+    zoom = _frame_coefficients(k, q, m)[12]
     limit = np.float32(max(0.03, 3.0 / k[1, 1]))
     scale = np.float32(zoom * ONE)
     for v in range(first, last):
@@ -281,30 +277,14 @@ def _splat_rows(
         _band(X, Y, Zbits, RX, RY, reach, rgb[b], w, 0, h, zbuf, total, out_rgb[b], out_bits[b], out_known[b])
 
 
-_local = threading.local()
-
-
-def _scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """This thread's reusable array: fresh pages for every frame would cost more than the warp itself."""
-    arrays = _local.__dict__
-    pool, view = arrays.get(name, (None, None))
-    if view is None or view.shape != shape:
-        count = math.prod(shape)
-        if pool is None or pool.size < count:
-            pool = np.empty(count, dtype)
-        view = pool[:count].reshape(shape)
-        arrays[name] = pool, view
-    return view
-
-
 def _buffers(H, W, h, w):
     """D, X, Y, Z, Z's bits, RX, RY, reach, zbuf, total of one frame."""
-    Z = _scratch("Z", (H, W), np.float32)
+    Z = scratch("Z", (H, W), np.float32)
     return (
-        _scratch("D", (H + 1, W + 1), np.float32), _scratch("X", (H + 1, W + 1), np.int32),
-        _scratch("Y", (H + 1, W + 1), np.int32), Z, Z.view(np.int32),
-        _scratch("RX", (H, W), np.int32), _scratch("RY", (H, W), np.int32), _scratch("reach", (H, 2), np.int64),
-        _scratch("zbuf", (h * w,), np.int32), _scratch("total", (h * w, 3), np.int64),
+        scratch("D", (H + 1, W + 1), np.float32), scratch("X", (H + 1, W + 1), np.int32),
+        scratch("Y", (H + 1, W + 1), np.int32), Z, Z.view(np.int32),
+        scratch("RX", (H, W), np.int32), scratch("RY", (H, W), np.int32), scratch("reach", (H, 2), np.int64),
+        scratch("zbuf", (h * w,), np.int32), scratch("total", (h * w, 3), np.int64),
     )  # fmt: skip
 
 
@@ -342,41 +322,13 @@ def splat(rgb, depth, K_source, K_target, target_from_source, size):
         out_depth.view(B, h * w).numpy().view(np.int32),
         out_known.view(B, h * w).numpy(),
     ]
-    if B < torch.get_num_threads() and H * W >= WORTH_A_THREAD:
+    if B < torch.get_num_threads() and H * W >= compiled.WORTH_A_THREAD:
         for b in range(B):
             _run_together(*(a[b] for a in arrays), h, w, *(o[b] for o in outs))
     else:
         work = B * max(H * W, h * w)
         threads.over_rows(B, work, lambda s: _run(*(a[s] for a in arrays), h, w, *(o[s] for o in outs)))
     return out_rgb, out_depth, out_known
-
-
-class _Threads:
-    """A few threads for the rows of a batch, made when first needed and made anew in a forked child."""
-
-    def __init__(self):
-        self._pool = None
-        os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self):
-        self._pool = None
-
-    def over_rows(self, rows: int, pixels: int, work) -> None:
-        """Call ``work(slice)`` on slices that cover all rows, side by side where that is worth a thread."""
-        count = min(rows, torch.get_num_threads())
-        if count < 2 or pixels < WORTH_A_THREAD:
-            work(slice(0, rows))
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="splat")
-        edges = [rows * i // count for i in range(count + 1)]
-        jobs = [self._pool.submit(work, slice(a, b)) for a, b in zip(edges[1:-1], edges[2:], strict=True)]
-        work(slice(edges[0], edges[1]))
-        for job in jobs:
-            job.result()
-
-
-threads = _Threads()
 
 
 @kernel
@@ -455,7 +407,7 @@ def splat_points(xyz, rgb, radius, K, world_from_camera, size):
     out_rgb = torch.empty((h, w, 3), dtype=torch.uint8)
     out_depth = torch.empty((h, w), dtype=torch.float32)
     out_known = torch.empty((h, w), dtype=torch.bool)
-    zs, key = _scratch("zs", (len(xyz),), np.float32), _scratch("key", (h * w,), np.int64)
+    zs, key = scratch("zs", (len(xyz),), np.float32), scratch("key", (h * w,), np.int64)
     matrices = (m.to("cpu", torch.float64).contiguous().numpy() for m in (K, world_from_camera))
     _points(xyz.float().contiguous().numpy(), radius.float().contiguous().numpy(), *matrices, h, w, zs, key)
     _points_finish(

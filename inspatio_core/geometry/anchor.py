@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inspatio_core.geometry._splat_numba import threads
 from inspatio_core.geometry.camera import invert_pose
+from inspatio_core.geometry.compiled import threads
 from inspatio_core.geometry.fill import fill
 from inspatio_core.geometry.point_map import PointMap
 from inspatio_core.geometry.splat import Splat, splat

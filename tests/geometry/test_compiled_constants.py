@@ -13,7 +13,8 @@ from numba.core.dispatcher import Dispatcher
 import inspatio_core
 
 MODULES = [info.name for info in pkgutil.walk_packages(inspatio_core.__path__, "inspatio_core.")]
-COMPILED = [m for m in MODULES if "numba" in Path(importlib.util.find_spec(m).origin).read_text(encoding="utf-8")]
+SOURCES = {m: Path(importlib.util.find_spec(m).origin).read_text(encoding="utf-8") for m in MODULES}
+COMPILED = [m for m, text in SOURCES.items() if "numba" in text or "compiled import" in text]
 
 
 def imported_constants(module: ModuleType) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inspatio_core.errors import InputError
-from inspatio_core.geometry import _splat_numba
+from inspatio_core.geometry import compiled
 from inspatio_core.geometry.motion import se3_exp
 from inspatio_core.geometry.splat import splat, splat_points, warp_compatible
 
@@ -459,7 +459,7 @@ def test_threads_that_share_a_frame_give_the_bytes_of_one(monkeypatch, count):
             torch.set_num_threads(1)
             alone = splat(rgb, depth, K, K, T, (61 + k, 70))
             torch.set_num_threads(count)
-            monkeypatch.setattr(_splat_numba, "WORTH_A_THREAD", 1)
+            monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
             together = splat(rgb, depth, K, K, T, (61 + k, 70))
         finally:
             torch.set_num_threads(threads)

@@ -57,6 +57,11 @@ setup(
         "tqdm",
         "pyyaml",
         "safetensors",
+        # The Wan autoencoder and the text encoder; imported only by the generators that need them.
+        "diffusers>=0.38",
+        "transformers>=5",
+        "ftfy",
+        "sentencepiece",
     ],
     extras_require={
         "sfm": ["pycolmap"],

@@ -289,7 +289,9 @@ class Session:
             for row, slot in enumerate(slots):
                 self._pending[slot] = views[(row + 1) * frames - 1][1]
         numbers = self.blocks.numpy()[slots].tolist()
-        out = world.generator.generate(anchor, rgb, [self._states[s] for s in slots], numbers)
+        states = [self._states[s] for s in slots]
+        condition = world.generator.condition(rgb.unflatten(0, (b, frames)), states, numbers)
+        out = world.generator.generate(anchor, rgb, states, numbers, condition, anchor.known)
         shape = (b, frames, *world.size)
         block = Block(
             rgb=out.reshape(*shape, 3),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inspatio_core.errors import InputError
-from inspatio_core.generators import Generator, make_generator
+from inspatio_core.generators import Generator, GeneratorOptions, make_generator
 from inspatio_core.reference import Reference
 from inspatio_core.session import Block, Session
 
@@ -48,22 +48,24 @@ class World:
     Args:
         references: the scene(s): Reference objects or anything ``open_reference`` opens. May be left out and given
             to ``start`` instead.
-        generator: ``"geometric"`` or a Generator object.
+        generator: ``"geometric"``, ``"star"`` or a Generator object.
         size: (height, width) of the frames; ``"auto"`` is the generator's own; where it works at any, 480x832, or
             832x480 where the first reference is upright.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         fps: frames per second of sim time. The playhead at rate 1 shows the source at its own speed whatever its rate.
-        latents_per_block: n; a steady block has 4n frames (1: lowest control lag; 3: as released).
+        latents_per_block: n; a steady block has 4n frames (1: lowest control lag; 3: as released); None for the
+            generator's own default (``geometric``: 1).
         memory: whether the point map feeds back into anchors.
         map_limit: the most points a slot's map holds.
         relative_to_source: let the camera ride on the source camera: twists move it relative to that camera.
         loop: what playheads do at the ends: ``loop``, ``bounce`` or ``hold``.
         overlap: insert into maps, and decode frames ahead, in a background thread (same bytes either way).
         keep_anchor: attach the Anchor to each Block.
+        options: how to make a generator that is given by name.
 
     Raises:
-        InputError: an unknown generator, an absent device, a size or rate that cannot be, a size that the generator
-            does not work at.
+        InputError: an unknown generator, options that it cannot follow, an absent device, a size or rate that cannot
+            be, a size that the generator does not work at.
     """
 
     def __init__(
@@ -74,13 +76,14 @@ class World:
         size: tuple[int, int] | str = (480, 832),
         device: str | torch.device = "auto",
         fps: float = 24.0,
-        latents_per_block: int = 1,
+        latents_per_block: int | None = None,
         memory: bool = True,
         map_limit: int = 500_000,
         relative_to_source: bool = False,
         loop: str = "bounce",
         overlap: bool = True,
         keep_anchor: bool = False,
+        options: GeneratorOptions | None = None,
     ):
         if not (math.isfinite(fps) and fps > 0):
             raise InputError(f"fps: {fps} is not a frame rate; use a positive number such as 24")
@@ -89,24 +92,24 @@ class World:
         if map_limit < 1:
             raise InputError(f"map_limit: {map_limit} is not a number of points")
         self.device = choose_device(device)
-        self.generator = (
-            generator
-            if not isinstance(generator, str)
-            else make_generator(generator, latents_per_block=latents_per_block)
-        )
-        if isinstance(references, (Reference, str, Path)):
-            references = [references]
-        opened = [_opened(r) for r in references or []]
-        if size == "auto":
-            upright = bool(opened) and opened[0].size[0] > opened[0].size[1]
-            size = self.generator.spec.size or ((832, 480) if upright else (480, 832))
+        references = [references] if isinstance(references, (Reference, str, Path)) else list(references or [])
+        auto = size == "auto"
+        if auto:
+            references[:1] = [_opened(r) for r in references[:1]]
+            upright = bool(references) and references[0].size[0] > references[0].size[1]
+            size = (832, 480) if upright else (480, 832)
         if isinstance(size, str) or len(size) != 2 or any(int(n) != n or not 16 <= n <= 4096 for n in size):
             raise InputError(f"size: {size} is not (height, width) with sides of 16 to 4096 pixels")
         self.size = (int(size[0]), int(size[1]))
-        spec = self.generator.spec
-        if spec.size not in (None, self.size):
-            able = "x".join(map(str, spec.size))
-            raise InputError(f"size: generator {spec.name} works at {able} only, not {self.size[0]}x{self.size[1]}")
+        # Before the references are opened, which may take minutes: what is missing here is told at once.
+        if isinstance(generator, str):
+            generator = make_generator(
+                generator, latents_per_block=latents_per_block, options=options, device=self.device, size=self.size
+            )
+        self.generator = generator
+        if auto and generator.spec.size is not None:
+            self.size = generator.spec.size
+        self._check_size()
         self.fps = float(fps)
         self.memory = memory
         self.map_limit = map_limit
@@ -115,7 +118,20 @@ class World:
         self.overlap = overlap
         self.keep_anchor = keep_anchor
         self._fitted: dict[int | str, tuple[Reference | str | Path, Reference]] = {}
-        self.references = [self.fitted(r) for r in opened]
+        self.references = [self.fitted(r) for r in references]
+
+    def _check_size(self) -> None:
+        """InputError where the generator does not work at the world's size."""
+        spec, given = self.generator.spec, "x".join(map(str, self.size))
+        if spec.size not in (None, self.size):
+            able = "x".join(map(str, spec.size))
+            raise InputError(f"size: generator {spec.name} works at {able} only, not {given}")
+        if any(side % spec.multiple for side in self.size):
+            near = [sorted({max(n // spec.multiple, 1), -(-n // spec.multiple)}) for n in self.size]
+            sizes = " or ".join(f"{h * spec.multiple}x{w * spec.multiple}" for h in near[0] for w in near[1])
+            raise InputError(
+                f"size: generator {spec.name} works at multiples of {spec.multiple} pixels, not {given}; use {sizes}"
+            )
 
     def fitted(self, reference: Reference | str | Path) -> Reference:
         """``reference`` opened, and seen at the world's size; the same object each time it is asked for."""

@@ -26,6 +26,17 @@ class GeometricGenerator:
     def new_state(self, reference: Reference, seed: int) -> None:
         """Nothing is remembered between blocks."""
 
-    def generate(self, anchor: Anchor, source_rgb: Tensor, states: Sequence[None], blocks: Sequence[int]) -> Tensor:
+    def condition(self, source_rgb: Tensor, states: Sequence[None], blocks: Sequence[int]) -> None:
+        """Nothing can be done ahead."""
+
+    def generate(
+        self,
+        anchor: Anchor,
+        source_rgb: Tensor,
+        states: Sequence[None],
+        blocks: Sequence[int],
+        condition: None,
+        known: Tensor,
+    ) -> Tensor:
         """The anchor's filled rgb, uint8 [N, h, w, 3]."""
         return anchor.filled_rgb

@@ -1,0 +1,1 @@
+"""STAR: the spatiotemporal autoregressive diffusion transformer (INSPATIO-WORLD, arXiv 2604.07209)."""

@@ -1,0 +1,126 @@
+"""Sampling one block: the context pass, then a few denoising steps. What comes out conditions the next block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inspatio_core.star.cache import GrowingCache, Workspace
+from inspatio_core.star.config import LATENT_CHANNELS, StarConfig
+from inspatio_core.star.dit import Modulation, StarDiT, TextKV
+from inspatio_core.star.rope import RopeTable
+from inspatio_core.star.schedule import Schedule, add_noise, x0_from_flow
+
+
+def block_noise(seed: int, block: int, step: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal float32 of `shape` on the CPU, a function of (seed, block, step) alone on every machine.
+
+    A counter-based generator (Philox), keyed by the slot's seed: a block's noise needs nothing of the blocks before it.
+    """
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, 0x5354_4152], np.uint64)
+    counter = np.array([0, 0, step, block], np.uint64)
+    draw = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return torch.from_numpy(draw.standard_normal(tuple(shape), np.float32))
+
+
+class Sampler:
+    """The fixed noise levels of a configuration, and what the network makes of them.
+
+    Attributes:
+        timesteps: float32 [steps]; sigmas: Python numbers, one a step.
+    """
+
+    def __init__(self, config: StarConfig):
+        self.schedule = Schedule(config.shift)
+        steps = torch.tensor(config.steps, dtype=torch.float32)
+        self.timesteps = self.schedule.warped(steps) if config.warp else steps
+        self.sigmas = [float(s) for s in self.schedule.sigma(self.timesteps)]
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+
+class Rollout:
+    """Runs a network on latents of one size. Holds what is the same for every block; the context is in the cache.
+
+    ``context`` and ``denoise`` wait for nothing on the device and allocate nothing that depends on values, so that they
+    can be captured.
+
+    Args:
+        model: the network, with weights.
+        height, width: of the latents; even.
+    """
+
+    def __init__(self, model: StarDiT, height: int, width: int):
+        self.model, self.height, self.width = model, height, width
+        self.sampler = Sampler(model.config)
+        self.table: RopeTable = model.rope(height, width)
+        with torch.no_grad():
+            self.at_zero: Modulation = model.modulation(torch.zeros(1, device=model.device))
+            self.at_step = [model.modulation(t[None].to(model.device)) for t in self.sampler.timesteps]
+
+    def workspace(self, batch: int) -> Workspace:
+        """Room for `batch` slots."""
+        return self.model.workspace(batch, self.height, self.width)
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int, int]:
+        """Of one slot's noise in one step: [n, 16, h, w]."""
+        return (self.model.config.latents_per_block, LATENT_CHANNELS, self.height, self.width)
+
+    @torch.no_grad()
+    def context(
+        self,
+        reference: Tensor | None,
+        last: Tensor | None,
+        cache: Workspace | GrowingCache,
+        text: TextKV | None = None,
+    ) -> None:
+        """The context pass: needs neither motion nor noise.
+
+        Args:
+            reference: [B, n, 16, h, w] latents of the reference frames that the block shows.
+            last: [B, n, 16, h, w] the last block's prediction; None in a slot's first block.
+            cache: its context is written.
+            text: of the prompts.
+        """
+        frames = reference if last is None else torch.cat([reference, last], 1)
+        self.model.context(frames.to(self.model.dtype), self.at_zero, self.table, cache, text)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noise: Sequence[Tensor],
+        mask: Tensor | None,
+        render: Tensor | None,
+        cache: Workspace | GrowingCache,
+        text: TextKV | None = None,
+        trace: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Latents of the block.
+
+        Args:
+            noise: [B, n, 16, h, w] for each step: what the first starts from, then what each later one is re-noised
+                with.
+            mask: [B, n, 4, h, w] in [-1, 1]; render: [B, n, 16, h, w] latents of the anchor; None for neither.
+            cache: with the context in it.
+            text: of the prompts.
+            trace: called with (step, x_t, x0) of every step.
+
+        Returns:
+            [B, n, 16, h, w] the clean prediction, in the network's dtype.
+        """
+        dtype, sigmas = self.model.dtype, self.sampler.sigmas
+        x = noise[0].to(dtype)
+        mask, render = (None if y is None else y.to(dtype) for y in (mask, render))
+        for step, (sigma, modulation) in enumerate(zip(sigmas, self.at_step, strict=True)):
+            if step:
+                x = add_noise(x0, noise[step].to(dtype), sigma)
+            flow = self.model.denoise(x, mask, render, modulation, self.table, cache, text)
+            x0 = x0_from_flow(flow, x, sigma)
+            if trace is not None:
+                trace(step, x, x0)
+        return x0

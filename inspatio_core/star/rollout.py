@@ -114,7 +114,7 @@ class Rollout:
             [B, n, 16, h, w] the clean prediction, in the network's dtype.
         """
         dtype, sigmas = self.model.dtype, self.sampler.sigmas
-        x = noise[0].to(dtype)
+        x = x0 = noise[0].to(dtype)
         mask, render = (None if y is None else y.to(dtype) for y in (mask, render))
         for step, (sigma, modulation) in enumerate(zip(sigmas, self.at_step, strict=True)):
             if step:

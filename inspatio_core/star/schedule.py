@@ -40,7 +40,7 @@ class Schedule:
         return self.sigmas.to(t.device)[place]
 
     def training_weights(self) -> Tensor:
-        """Weight of each timestep in the flow loss, float32 [1000]: a bell around 500, its minimum taken off, mean 1."""
+        """Weight of each timestep in the flow loss, float32 [1000]: a bell around 500, less its minimum, of mean 1."""
         y = torch.exp(-2 * ((self.timesteps - TRAIN_STEPS / 2) / TRAIN_STEPS) ** 2)
         y = y - y.min()
         return y * (TRAIN_STEPS / y.sum())

@@ -324,9 +324,9 @@ def _row_logits(length: int, rows: int, text_len: int, dtype: torch.dtype) -> Te
     bias[length:] = -math.inf
     left = float(text_len - length)
     for row in range(length, length + PADDING_ROWS):
-        if left < 1e-6 * text_len:
+        if left <= 0:
             break
-        nearest = torch.tensor(math.log(left)).to(dtype)
+        nearest = torch.tensor(math.log(left), dtype=torch.float64).to(dtype)
         if math.exp(nearest) > left:  # round down: what is left must not be negative
             nearest = torch.nextafter(nearest, torch.tensor(-math.inf, dtype=dtype))
         bias[row] = nearest

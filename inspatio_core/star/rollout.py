@@ -20,7 +20,7 @@ def block_noise(seed: int, block: int, step: int, shape: Sequence[int]) -> Tenso
 
     A counter-based generator (Philox), keyed by the slot's seed: a block's noise needs nothing of the blocks before it.
     """
-    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, 0x5354_4152], np.uint64)
+    key = np.array([int(seed) & 0xFFFFFFFFFFFFFFFF, 0x5354_4152], np.uint64)
     counter = np.array([0, 0, step, block], np.uint64)
     draw = np.random.Generator(np.random.Philox(key=key, counter=counter))
     return torch.from_numpy(draw.standard_normal(tuple(shape), np.float32))

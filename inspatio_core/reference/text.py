@@ -12,6 +12,7 @@ one value, whoever put it into the cache. The network behind casts them to its o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import html
 import json
@@ -20,7 +21,7 @@ import re
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ _EOS = "</s>"
 _MAX_DISTANCE = 128  # of the relative positions: a constant of umT5 that no weight shows
 _WHOLE = 64 << 20  # files up to this size are hashed whole
 _PIECES, _PIECE = 64, 64 << 10  # of larger ones, this many pieces of this many bytes
+_LAST = "last-encoder"  # file of the cache: fingerprints of what encoded last
 _FORMAT = 1  # of the files in the cache; raised when they should be made anew
 
 # Names of a layer's weights in the Wan 2.1 file -> in transformers.
@@ -203,7 +205,7 @@ class TextEncoder:
         if self.device.type != "cuda":
             return self._encode(ids, masks)
         try:  # on a stream of its own, so that a world that runs meanwhile does not wait in line
-            with torch.cuda.stream(torch.cuda.Stream(self.device)):
+            with torch.cuda.stream(_stream(self.device)):
                 return self._encode(ids, masks)
         finally:
             torch.cuda.empty_cache()
@@ -242,12 +244,24 @@ class TextEncoder:
         return network, {ours: layer[theirs] for ours, theirs in _LAYER.items()}, norm
 
 
+@functools.cache  # one for good: libraries keep a workspace for every stream they have seen
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 @dataclass(frozen=True)
 class EncoderFiles:
     """What turns prompts into features: ``models_t5_umt5-xxl-enc-bf16`` (.pth, .safetensors), and see `Tokenizer`."""
 
     weights: Path
     tokenizer: Path
+
+
+def released_files() -> EncoderFiles:
+    """Where umT5-xxl and its tokeniser lie. Raises `InputError`, with what to do, for those that are not here."""
+    from inspatio_core import checkpoints
+
+    return EncoderFiles(*checkpoints.require(["umt5-xxl", "umt5-tokenizer"]).values())
 
 
 def open_encoder(files: EncoderFiles, device: torch.device, dtype: torch.dtype) -> TextEncoder:
@@ -264,8 +278,12 @@ class PromptEncoder:
     prompt, fingerprints of weights and tokeniser, `text_len` and `dtype`. Later, in any process, they come from there,
     without an encoder. A damaged file is made anew; a folder that cannot be written costs a warning.
 
+    Where weights or tokeniser are not here (any more), prompts encoded with the last ones still come from the cache:
+    a robot needs its prompts, not 11.4 GB.
+
     Args:
-        files: weights and tokeniser, or None for `random_prompt_embeds` (networks with random weights).
+        files: weights and tokeniser, or what finds them (and raises `InputError`, which is shown for new prompts
+            only): `released_files`. None for `random_prompt_embeds`, for networks with random weights.
         text_len: rows. text_dim: width of the features; the weights must agree.
         cache_dir: where to keep them; default ``assets.cache_dir() / "prompts"``.
         device: where to encode. dtype: in what; see the module's text.
@@ -274,7 +292,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        files: EncoderFiles | None,
+        files: EncoderFiles | Callable[[], EncoderFiles] | None,
         text_len: int = 512,
         text_dim: int = 4096,
         cache_dir: str | Path | None = None,
@@ -287,7 +305,7 @@ class PromptEncoder:
         self.cache_dir = Path(cache_dir) if cache_dir is not None else assets.cache_dir() / "prompts"
         self.device, self.dtype, self.factory = torch.device(device), dtype, factory
         self._lock = threading.Lock()
-        self._fingerprint: str | None = None
+        self._fingerprints: str | None = None
 
     def encode(self, prompt: str) -> tuple[Tensor, int]:
         """Features of a prompt, cleaned first.
@@ -313,41 +331,66 @@ class PromptEncoder:
                 found |= self._make([p for p in dict.fromkeys(cleaned) if p not in found])
         return [(_padded(found[p], self.text_len), len(found[p])) for p in cleaned]
 
-    def _load_all(self, prompts) -> dict[str, Tensor]:
-        loaded = {prompt: self._load(prompt) for prompt in prompts}
+    def cached(self, prompt: str) -> bool:
+        """Whether `encode` would need no encoder."""
+        return self.files is None or bool(self._load_all([clean_prompt(prompt)]))
+
+    def _load_all(self, prompts: Iterable[str]) -> dict[str, Tensor]:
+        """Rows [length, text_dim] of those prompts that are in the cache."""
+        try:
+            fingerprints = self._read_fingerprints(self._files())
+        except InputError:  # not here: then what the last ones made
+            try:
+                fingerprints = (self.cache_dir / _LAST).read_text()
+            except (OSError, UnicodeDecodeError):
+                return {}
+        loaded = {prompt: self._load(prompt, fingerprints) for prompt in prompts}
         return {prompt: rows for prompt, rows in loaded.items() if rows is not None}
+
+    def _files(self) -> EncoderFiles:
+        return self.files() if callable(self.files) else self.files
+
+    def _read_fingerprints(self, files: EncoderFiles) -> str:
+        if self._fingerprints is None:
+            paths = files.weights, tokenizer_file(files.tokenizer)
+            self._fingerprints = " ".join(fingerprint(path) for path in paths)
+        return self._fingerprints
 
     def _make(self, prompts: list[str]) -> dict[str, Tensor]:
         """Encode and store: rows [length, text_dim] float32 by prompt."""
         if not prompts:
             return {}
-        tokenizer = Tokenizer(self.files.tokenizer)
-        encoder = self.factory(self.files, self.device, self.dtype)
+        files = self._files()
+        fingerprints = self._read_fingerprints(files)
+        tokenizer = Tokenizer(files.tokenizer)
+        encoder = self.factory(files, self.device, self.dtype)
         if encoder.dim != self.text_dim:
             raise InputError(
-                f"{self.files.weights}: gives {encoder.dim} features a token, the network takes {self.text_dim}"
+                f"{files.weights}: gives {encoder.dim} features a token, the network takes {self.text_dim}"
             )
         features = encoder.encode([tokenizer(prompt, self.text_len) for prompt in prompts])
         made = {prompt: rows.float() for prompt, rows in zip(prompts, features)}
         if not all(rows.isfinite().all() for rows in made.values()):
-            raise InputError(f"{self.files.weights}: gives features that are no numbers; download it anew")
-        for prompt, rows in made.items():
-            self._store(prompt, rows)
+            raise InputError(f"{files.weights}: gives features that are no numbers; download it anew")
+        try:
+            for prompt, rows in made.items():
+                self._store(prompt, fingerprints, rows)
+            _write(self.cache_dir / _LAST, fingerprints.encode())
+        except OSError as error:
+            reason = f"the prompt's features cannot be kept there ({error.strerror})"
+            warnings.warn(f"{self.cache_dir}: {reason}", stacklevel=2)
         return made
 
-    def _file(self, prompt: str) -> Path:
-        if self._fingerprint is None:
-            paths = Path(self.files.weights), tokenizer_file(self.files.tokenizer)
-            self._fingerprint = " ".join(fingerprint(path) for path in paths)
-        key = json.dumps([_FORMAT, prompt, self._fingerprint, self.text_len, str(self.dtype)])
+    def _path(self, prompt: str, fingerprints: str) -> Path:
+        key = json.dumps([_FORMAT, prompt, fingerprints, self.text_len, str(self.dtype)])
         return self.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
-    def _load(self, prompt: str) -> Tensor | None:
+    def _load(self, prompt: str, fingerprints: str) -> Tensor | None:
         """Rows [length, text_dim] of a stored prompt; None where there is no file, or not a whole one."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self._file(prompt), framework="pt") as file:
+            with safe_open(self._path(prompt, fingerprints), framework="pt") as file:
                 rows, said = file.get_tensor("rows").clone(), file.metadata() or {}
         except (OSError, SafetensorError):
             return None
@@ -355,23 +398,11 @@ class PromptEncoder:
         whole = said.get("prompt") == prompt and said.get("sha256") == _digest(rows)
         return rows if fits and whole and 1 <= len(rows) <= self.text_len else None
 
-    def _store(self, prompt: str, rows: Tensor) -> None:
+    def _store(self, prompt: str, fingerprints: str, rows: Tensor) -> None:
         from safetensors.torch import save
 
-        path = self._file(prompt)
-        partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}")
-        content = save({"rows": rows.contiguous()}, {"prompt": prompt, "sha256": _digest(rows)})
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_bytes(content)
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            warnings.warn(
-                f"{self.cache_dir}: the prompt's features cannot be kept there ({error.strerror})", stacklevel=2
-            )
+        said = {"prompt": prompt, "sha256": _digest(rows)}
+        _write(self._path(prompt, fingerprints), save({"rows": rows.contiguous()}, said))
 
 
 def random_prompt_embeds(prompt: str, text_len: int = 512, text_dim: int = 4096) -> tuple[Tensor, int]:
@@ -404,6 +435,17 @@ def fingerprint(path: str | Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()[:24]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _digest(rows: Tensor) -> str:

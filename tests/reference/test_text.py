@@ -277,16 +277,22 @@ def test_released_weights_are_read_strictly(files, monkeypatch):
     assert encoder.dim == DIM and asked == [(files.weights, "umt5")]
 
 
+def test_released_files_are_those_of_the_checkpoints(monkeypatch, tmp_path):
+    places = {"umt5-tokenizer": tmp_path / "tokenizer", "umt5-xxl": tmp_path / "weights"}
+    monkeypatch.setattr(checkpoints, "require", lambda names: {n: places[n] for n in names}, raising=False)
+    assert text.released_files() == EncoderFiles(weights=tmp_path / "weights", tokenizer=tmp_path / "tokenizer")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_encoder_on_a_gpu_equals_the_cpu_and_leaves_nothing():
     ids, weights = [torch.arange(2, 40), torch.tensor([7, 1])], make_weights(dtype=torch.bfloat16)
     expected = TextEncoder(weights).encode(ids)
     TextEncoder(weights, device="cuda").encode(ids)  # libraries take their workspaces
-    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     for one, other in zip(expected, TextEncoder(weights, device="cuda").encode(ids)):
         assert other.device.type == "cpu"
         torch.testing.assert_close(other, one, atol=2e-5, rtol=2e-4)
-    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+    assert torch.cuda.memory_allocated() == allocated and torch.cuda.memory_reserved() <= reserved
 
 
 # Prompts
@@ -314,7 +320,34 @@ def test_second_call_builds_no_encoder(files, tmp_path):
 
 def test_cache_is_in_the_users_cache_by_default(files, own_cache):
     PromptEncoder(files, 16, DIM, factory=Factory()).encode("one")
-    assert len(list((own_cache / "prompts").iterdir())) == 1
+    assert len(list((own_cache / "prompts").glob("*.safetensors"))) == 1
+
+
+def test_without_the_encoders_files_known_prompts_come_from_the_cache(files, tmp_path):
+    cache, missing = tmp_path / "cache", InputError("umt5-xxl: is not here")
+
+    def find():
+        raise missing
+
+    first, _ = make(files, cache, Factory()).encode(PROMPTS[0])
+    files.weights.unlink()
+    for gone in (files, find):
+        encoder = make(gone, cache, never)
+        assert encoder.encode(PROMPTS[0])[0].equal(first)
+        assert encoder.cached(" " + PROMPTS[0]) and not encoder.cached(PROMPTS[1])
+    with pytest.raises(InputError, match="umt5-xxl: is not here"):
+        make(find, cache, never).encode(PROMPTS[1])
+    with pytest.raises(InputError, match=r"umt5\.safetensors: cannot be read \(No such file"):
+        make(files, cache, never).encode(PROMPTS[1])
+    with pytest.raises(InputError, match="umt5-xxl: is not here"):
+        make(find, tmp_path / "empty", never).encode(PROMPTS[0])
+
+
+def test_files_that_are_found_when_asked_for(files, tmp_path):
+    encoder = make(lambda: files, tmp_path / "cache", Factory())
+    assert not encoder.cached("one")
+    encoder.encode("one")
+    assert encoder.cached("one") and make(None, tmp_path / "cache", never).cached("two")
 
 
 def test_encoder_is_let_go(files, tmp_path):
@@ -336,18 +369,18 @@ def test_what_counts_for_the_cache(files, tmp_path, json_folder):
     make(EncoderFiles(files.weights, json_folder), cache, factory).encode(PROMPTS[0])
     save_file(make_weights(seed=1), moved)
     make(EncoderFiles(moved, files.tokenizer), cache, factory).encode(PROMPTS[0])
-    assert factory.count == len(list(cache.iterdir())) == 5
+    assert factory.count == len(list(cache.glob("*.safetensors"))) == 5
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "empty", "another's", "garbage"])
 def test_damaged_file_is_made_anew(files, tmp_path, harm):
     cache = tmp_path / "cache"
     first, _ = make(files, cache, Factory()).encode(PROMPTS[0])
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.safetensors")
     whole = file.read_bytes()
     if harm == "another's":
         make(files, cache, Factory()).encode(PROMPTS[1])
-        (other,) = set(cache.iterdir()) - {file}
+        (other,) = set(cache.glob("*.safetensors")) - {file}
         other.replace(file)
     else:
         flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]

@@ -127,7 +127,7 @@ def associate(
             frame_origin == origin[row]
             and (
                 level[vi, ui] < point_level[row]
-                or (level[vi, ui] == point_level[row] and frame_confidence > confidence[row])
+                or (level[vi, ui] == point_level[row] and frame_confidence[vi, ui] > confidence[row])
             )
         ):
             drop[dropped] = row
@@ -197,7 +197,6 @@ def insert(
             key[row] = voxel
             counters[3] += 1
             views[row] = 1
-            confidence[row] = frame_confidence
         else:
             last_tick[row] = tick
             if revision[row] > first_new:
@@ -212,15 +211,15 @@ def insert(
             else:
                 _see(row, stamp, min_views, last_seen, views, revision, counters)
                 if frame_origin > origin[row] or (
-                    frame_origin == origin[row] and frame_confidence <= confidence[row]
+                    frame_origin == origin[row] and frame_confidence[v, u] <= confidence[row]
                 ):
                     continue
-                confidence[row] = frame_confidence
         xyz[row, 0], xyz[row, 1], xyz[row, 2] = x, y, z
         color[row, 0], color[row, 1], color[row, 2] = rgb[v, u, 0], rgb[v, u, 1], rgb[v, u, 2]
         radius[row] = np.float32(radius_factor * math.ldexp(1.0, lev))
         point_level[row] = lev
         origin[row] = frame_origin
+        confidence[row] = frame_confidence[v, u]
         last_seen[row] = stamp
         last_tick[row] = tick
         counters[2] += 1

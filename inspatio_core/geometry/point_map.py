@@ -179,7 +179,7 @@ class PointMap:
         K: Tensor | np.ndarray,
         world_from_camera: Tensor | np.ndarray,
         origin: int,
-        confidence: float = 1.0,
+        confidence: float | Tensor | np.ndarray = 1.0,
         stamp: float = 0.0,
         moving: Tensor | np.ndarray | None = None,
     ) -> None:
@@ -192,7 +192,7 @@ class PointMap:
             K: float64 [3, 3], pixels.
             world_from_camera: float64 [4, 4].
             origin: OBSERVED or GENERATED.
-            confidence: of the whole frame, >= 0.
+            confidence: >= 0, of the whole frame, or of each pixel: float32 [H, W].
             stamp: seconds (or any number that tells frames apart); kept as ``last_seen``.
             moving: bool [H, W]: pixels on moving objects. They are not inserted; their depth still carves.
 
@@ -210,8 +210,12 @@ class PointMap:
             raise InputError("PointMap.insert: K must be a finite [3, 3], world_from_camera a finite [4, 4]")
         if origin not in (OBSERVED, GENERATED):
             raise InputError(f"PointMap.insert: origin {origin} is neither OBSERVED (0) nor GENERATED (1)")
-        if not (math.isfinite(confidence) and confidence >= 0 and math.isfinite(stamp)):
-            raise InputError(f"PointMap.insert: confidence {confidence} or stamp {stamp} is not usable")
+        if not math.isfinite(stamp):
+            raise InputError(f"PointMap.insert: stamp {stamp} is not usable")
+        one = np.ndim(confidence) == 0
+        sure = np.full(depth.shape, confidence, np.float32) if one else _numpy(confidence, np.float32)
+        if sure.shape != depth.shape or not (np.isfinite(sure).all() and (sure >= 0).all()):
+            raise InputError(f"PointMap.insert: confidence must be a number >= 0, or {list(depth.shape)} of them")
         status = (valid & np.isfinite(depth) & (depth > 0)).astype(np.uint8)
         depth = np.where(status > 0, depth, np.float32(0))
         if moving is None:
@@ -224,7 +228,7 @@ class PointMap:
         level = self._levels(depth, K)
         camera = np.linalg.inv(pose)[:3]
         rays = pose[:3, :3] @ np.linalg.inv(K)
-        frame = (origin, np.float32(confidence), np.float32(stamp))
+        frame = (origin, sure, np.float32(stamp))
         with self._lock:
             self._tick += 1
             self._compare(status, depth, level, np.ascontiguousarray(camera), K, frame)
@@ -312,7 +316,7 @@ class PointMap:
         slack = d["radius"][rows] + self.merge_ratio * z
         seen = (status[v, u] >= INSERTABLE) & ~through & (np.abs(z - depth[v, u]) <= slack)
         better = level[v, u] < d["level"][rows]
-        better |= (level[v, u] == d["level"][rows]) & (confidence > d["confidence"][rows])
+        better |= (level[v, u] == d["level"][rows]) & (confidence[v, u] > d["confidence"][rows])
         better = (origin < d["origin"][rows]) | ((origin == d["origin"][rows]) & better)
         drop = (through & (origin <= d["origin"][rows])) | (seen & better)
         kept = seen & ~better
@@ -345,6 +349,7 @@ class PointMap:
             v, u = divmod(index, width)
             if status[v, u] != INSERTABLE:
                 continue
+            sure = confidence[v, u]
             ray = rays[:, 0] * u + rays[:, 1] * v + rays[:, 2]
             xyz = (ray * np.float64(depth[v, u]) + centre).astype(np.float32)
             lev = int(level[v, u])
@@ -366,7 +371,7 @@ class PointMap:
                     return index
                 self._rows[key] = row
                 self._counters[_ALIVE] += 1
-                d["key"][row], d["views"][row], d["confidence"][row] = key, 1, confidence
+                d["key"][row], d["views"][row] = key, 1
             elif self._revision[row] > first_new:
                 d["last_tick"][row] = self._tick
                 old = (d["xyz"][row].astype(np.float64) * 2.0**-lev - cell - 0.5) ** 2
@@ -375,11 +380,10 @@ class PointMap:
                     continue
             else:
                 self._see(np.array([row]), stamp)
-                if origin > d["origin"][row] or (origin == d["origin"][row] and confidence <= d["confidence"][row]):
+                if origin > d["origin"][row] or (origin == d["origin"][row] and sure <= d["confidence"][row]):
                     continue
-                d["confidence"][row] = confidence
             d["xyz"][row], d["rgb"][row], d["radius"][row] = xyz, rgb[v, u], np.float32(_RADIUS * 2.0**lev)
-            d["level"][row], d["origin"][row] = lev, origin
+            d["level"][row], d["origin"][row], d["confidence"][row] = lev, origin, sure
             d["last_seen"][row], d["last_tick"][row] = stamp, self._tick
             self._counters[_REVISION] += 1
             self._revision[row] = self._counters[_REVISION]

@@ -59,7 +59,7 @@ def drive():
         depth = f.depth * (1 + 0.02 * rng.normal(size=SIZE)).astype(np.float32) if n % 4 == 1 else f.depth
         options = {
             "origin": (OBSERVED, GENERATED, GENERATED)[n % 3],
-            "confidence": (1.0, 0.4, 0.7)[n % 3],
+            "confidence": (1.0, 0.4, rng.random(SIZE, np.float32))[n % 3],
             "stamp": n // 2 / 24,
             "moving": f.moving if n % 2 else None,
             "valid": valid,
@@ -157,6 +157,21 @@ def test_more_confident_generated_points_replace_less_confident_ones():
     insert(point_map, plane(2.0, color=90), GENERATED, confidence=0.6, stamp=1)
     insert(point_map, plane(2.0, color=30), GENERATED, confidence=0.5, stamp=2)
     assert (point_map.points().rgb == 90).all()
+
+
+def test_each_pixel_may_have_a_confidence_of_its_own():
+    ramp = np.tile(np.linspace(0.2, 0.8, SIZE[1], dtype=np.float32), (SIZE[0], 1))
+    for backend in ("numba", "plain"):
+        point_map = PointMap(limit=20_000, backend=backend)
+        insert(point_map, plane(2.0, color=10), GENERATED, confidence=torch.from_numpy(ramp))
+        points, f = point_map.points(), plane(2.0)
+        pixels = np.rint(points.xyz.numpy() @ f.K.T / points.xyz.numpy()[:, 2:])[:, :2].astype(int)
+        np.testing.assert_array_equal(points.confidence.numpy(), ramp[pixels[:, 1], pixels[:, 0]])
+        insert(point_map, plane(2.0, color=90), GENERATED, confidence=0.5, stamp=1)
+        points = point_map.points()
+        left = points.xyz[:, 0] < 0
+        assert (points.rgb[left] == 90).all() and (points.confidence[left] == 0.5).all()
+        assert (points.rgb[points.confidence > 0.55] == 10).all() and (points.confidence > 0.55).any()
 
 
 @pytest.mark.parametrize("origin", [OBSERVED, GENERATED])
@@ -545,6 +560,8 @@ def test_bad_arguments():
         lambda: PointMap(backend="cuda"),
         lambda: insert(point_map, f, origin=7),
         lambda: insert(point_map, f, confidence=float("nan")),
+        lambda: insert(point_map, f, confidence=np.full((2, 2), 0.5)),
+        lambda: insert(point_map, f, confidence=np.full(SIZE, -0.5)),
         lambda: insert(point_map, f._replace(depth=f.depth[1:])),
         lambda: insert(point_map, f._replace(pose=np.full((4, 4), np.nan))),
         lambda: insert(point_map, f, moving=np.zeros((2, 2), bool)),

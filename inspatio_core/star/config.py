@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,17 @@ class StarConfig:
 
     def __post_init__(self):
         for name in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim", "text_len", "in_dim",
-                     "out_dim", "latents_per_block"):  # fmt: skip
+                     "out_dim", "latents_per_block", "codec_width"):  # fmt: skip
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if (type(value) is not int or value < 1) and not (name == "codec_width" and value is None):
                 raise InputError(f"{name}: {value!r} is not a positive whole number")
+        for name in ("eps", "shift"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise InputError(f"{name}: {value!r} is not a positive number")
+        for name in ("text", "warp", "fill"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name}: {getattr(self, name)!r} is neither true nor false")
         if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:
             raise InputError(
                 f"dim, num_heads: {self.dim} / {self.num_heads} is not an even width per head of at least 6"
@@ -67,7 +75,10 @@ class StarConfig:
             raise InputError(f"freq_dim: {self.freq_dim} is not even")
         if self.in_dim not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS + MASK_CHANNELS):
             raise InputError(f"in_dim: {self.in_dim} is neither 16 (no anchor) nor 36 (latent, mask, render)")
-        object.__setattr__(self, "steps", tuple(float(s) for s in self.steps))
+        try:
+            object.__setattr__(self, "steps", tuple(float(s) for s in self.steps))
+        except (TypeError, ValueError):
+            raise InputError(f"steps: {self.steps!r} is not a list of timesteps") from None
         falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
         if not self.steps or not falling or not (0 <= self.steps[-1] and self.steps[0] <= 1000):
             raise InputError(f"steps: {list(self.steps)} are not falling timesteps in [0, 1000]")
@@ -115,10 +126,7 @@ def from_mapping(values: Mapping[str, Any]) -> StarConfig:
     known = {f.name for f in fields(StarConfig)}
     if unknown := sorted(set(values) - known):
         raise InputError(f"{', '.join(unknown)}: not a field of a STAR configuration; there are {', '.join(known)}")
-    try:
-        return replace(StarConfig(), **values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"STAR configuration: {error}") from None
+    return StarConfig(**values)
 
 
 def star_config(name: str | Path) -> StarConfig:

@@ -51,7 +51,7 @@ class Block:
         return Block(**{name: value[:, -1:] for name, value in values.items()}, index=self.index)
 
 
-@dataclass
+@dataclass(eq=False)
 class Frames:
     """n committed frames of each of b slots. Never written into once made.
 

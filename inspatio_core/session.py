@@ -359,7 +359,7 @@ class Session:
         if look_ahead == 0:
             return committed
         before = [self._waiting[s] for s in slots]
-        if None not in before:
+        if before[0] is not None:
             committed = Frames.stacked(before).then(committed)
         waiting = committed.part(slice(-look_ahead, None))
         for row, slot in enumerate(slots):

@@ -7,8 +7,8 @@ it made itself, never in the Session.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +50,17 @@ class GeneratorOptions:
     fp8: bool = False
     compatible: bool = False
     latents_per_block: int | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> GeneratorOptions:
+        """From names and values as users write them; InputError for an unknown name or a value of the wrong kind."""
+        kinds = {f.name: type(f.default) for f in fields(cls)} | {"prompt": str, "latents_per_block": int}
+        for name, value in values.items():
+            if name not in kinds:
+                raise InputError(f"generator option '{name}' is unknown; there are {', '.join(kinds)}")
+            if type(value) is not kinds[name] and not (value is None and name in ("prompt", "latents_per_block")):
+                raise InputError(f"generator option {name}: {value!r} is not of type {kinds[name].__name__}")
+        return cls(**values)
 
 
 @dataclass(frozen=True)

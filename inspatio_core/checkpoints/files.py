@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -176,20 +177,13 @@ def _load_pickle(path: Path, device: str) -> dict[str, torch.Tensor]:
     """The state dict in a ``torch.save`` file; on device "meta" no tensor is read."""
     import torch
 
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        if not any(entry.filename.endswith("data.pkl") for entry in entries):
-            raise InputError(f"{path}: is a zip archive, not a PyTorch checkpoint")
-        mapped = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    else:
-        with path.open("rb") as file:
-            if file.read(2) == b"PK":
-                raise InputError(f"{path}: is cut off: its zip archive has no end; fetch it anew")
-        mapped = False
+    # torch maps a file only by its name, and takes every name in .safetensors for that format.
+    mapped = _is_plain_zip(path) and path.suffix != ".safetensors"
     try:
-        loaded = torch.load(str(path), map_location=device, weights_only=True, mmap=mapped)
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of pickle dialects; they are read or refused
+            source = str(path) if mapped else file
+            loaded = torch.load(source, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked:
@@ -197,12 +191,27 @@ def _load_pickle(path: Path, device: str) -> dict[str, torch.Tensor]:
                 f"{path}: refused: it holds code ({asked[1].rstrip('.')}) and not only weights; none of it was run. "
                 "Ask for a safetensors file"
             ) from None
-        raise InputError(f"{path}: is not a checkpoint of weights alone, or damaged") from None
+        raise InputError(f"{path}: is no PyTorch checkpoint of weights alone, or damaged; none of it was run") from None
     except Exception as error:
         # What torch raises for a damaged file depends on where the damage is; it is the user's file all the same.
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{path}: cannot be read as a PyTorch checkpoint ({reason.strip()[:200]})") from None
+        raise InputError(f"{path}: is cut off or damaged, or no PyTorch checkpoint ({reason.strip()[:100]})") from None
     return _state_dict(path, loaded)
+
+
+def _is_plain_zip(path: Path) -> bool:
+    """Whether a pickle lies in a zip archive whose tensors can be mapped; False before torch 1.6, which used none."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise InputError(f"{path}: is cut off or damaged: its zip archive has no proper end; fetch it anew") from None
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
+        raise InputError(f"{path}: is a zip archive, not a PyTorch checkpoint")
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
 def _state_dict(path: Path, loaded: object) -> dict[str, torch.Tensor]:
@@ -217,5 +226,5 @@ def _state_dict(path: Path, loaded: object) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: holds no state dict (a dict of tensors, alone or under state_dict or model)")
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise InputError(f"{path}: holds no state dict: {str(key)[:80]} is a {type(value).__name__}, not a tensor")
+            raise InputError(f"{path}: holds no state dict: {str(key)[:80]} is no tensor but {type(value).__name__}")
     return loaded

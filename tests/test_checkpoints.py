@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inspatio_core import checkpoints
+from inspatio_core import assets, checkpoints
 from inspatio_core.errors import InputError
 from tests.clips import run
 
@@ -30,7 +30,7 @@ def world(tmp_path, monkeypatch):
     bin_dir.mkdir()
     monkeypatch.setenv("INSPATIO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{bin_dir}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.setattr(checkpoints.assets, "roots", lambda: [])
+    monkeypatch.setattr(assets, "roots", lambda: [])
     entry = replace(checkpoints.CHECKPOINTS["fastdepth"], size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setitem(checkpoints.CHECKPOINTS, "fastdepth", entry)
 
@@ -139,7 +139,7 @@ def test_locate(world, tmp_path, monkeypatch, name, places):
         lies = put(world.cache / "checkpoints" / place)
         assert checkpoints.locate(name) == lies
     shipped = put(tmp_path / "share" / "checkpoints" / places[-1])
-    monkeypatch.setattr(checkpoints.assets, "roots", lambda: [tmp_path / "share"])
+    monkeypatch.setattr(assets, "roots", lambda: [tmp_path / "share"])
     assert checkpoints.locate(name) == shipped
 
 

@@ -3,7 +3,6 @@
 `table` knows the files by name, `files` what is in one, `manifest` what must be in one.
 """
 
-from inspatio_core import assets as assets
 from inspatio_core.checkpoints.files import headers as headers
 from inspatio_core.checkpoints.files import metadata as metadata
 from inspatio_core.checkpoints.manifest import KINDS as KINDS

@@ -40,18 +40,22 @@ def frame_counts(frames: int, latents_per_block: int = 3) -> FrameCounts:
     return FrameCounts(frames, latents, (frames + 3) // 4, used, blocks, max(0, 4 * used - 3))
 
 
-def mask_latent(mask: Tensor) -> Tensor:
-    """Mask video [B,C,T,H,W] in [-1,1] (+1 known; channel 0 is read) -> [B,T',4,H/8,W/8], T' = (T+3)//4, same dtype.
+def mask_latent(mask: Tensor, first: bool = True) -> Tensor:
+    """Mask video [B,C,T,H,W] in [-1,1] (+1 known; channel 0 is read) -> [B,T',4,H/8,W/8], same dtype.
 
     A latent pixel is the mean of the central 2x2 pixels of its 8x8 cell: bilinear, half-pixel centres, no antialias.
     The four channels of latent frame i are frames 4i-3 .. 4i, those of latent frame 0 are frame 0 four times; what does
-    not fill a group of four is dropped. H and W must be multiples of 8 (InputError).
+    not fill a group of four is dropped: T' = (T+3)//4. With ``first=False`` the video goes on one that began before:
+    every four frames are a latent frame's, T' = T//4. H and W must be multiples of 8 (InputError).
     """
     if mask.dim() != 5 or mask.shape[2] < 1 or mask.shape[3] % 8 or mask.shape[4] % 8:
         raise InputError(f"mask: expected [B,C,T,H,W] with T >= 1 and H, W multiples of 8, got {tuple(mask.shape)}")
-    first = mask[:, 0].to(torch.promote_types(mask.dtype, torch.float32))
-    low = (first[..., 3::8, 3::8] + first[..., 3::8, 4::8] + first[..., 4::8, 3::8] + first[..., 4::8, 4::8]) / 4
+    channel = mask[:, 0].to(torch.promote_types(mask.dtype, torch.float32))
+    low = (
+        channel[..., 3::8, 3::8] + channel[..., 3::8, 4::8] + channel[..., 4::8, 3::8] + channel[..., 4::8, 4::8]
+    ) / 4
     low = low.to(mask.dtype)
-    low = torch.cat([low[:, :1].expand(-1, 4, -1, -1), low[:, 1:]], 1)
+    if first:
+        low = torch.cat([low[:, :1].expand(-1, 4, -1, -1), low[:, 1:]], 1)
     groups = low.shape[1] // 4
     return low[:, : groups * 4].unflatten(1, (groups, 4))

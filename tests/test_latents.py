@@ -42,3 +42,10 @@ def test_mask_latent_count(frames, latents):
 def test_bad_mask(shape):
     with pytest.raises(InputError, match="mask"):
         mask_latent(torch.ones(shape))
+
+
+def test_a_stream_of_masks_is_the_whole_clip():
+    mask = torch.rand(2, 1, 13, 16, 24) * 2 - 1
+    parts = [mask_latent(mask[:, :, :5]), mask_latent(mask[:, :, 5:9], first=False)]
+    parts.append(mask_latent(mask[:, :, 9:], first=False))
+    assert torch.equal(torch.cat(parts, 1), mask_latent(mask))

@@ -1,0 +1,407 @@
+"""The generator with the network: anchors, reference and the last block in, a block of frames out (paper, section 3).
+
+source frames -> encode -+                    (before the motion is known)
+last prediction ---------+-> context pass -> K/V of every layer
+anchor -> encode, mask -> latents -> denoise -> decode -> frames
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inspatio_core import checkpoints
+from inspatio_core.codecs import Codec, make_codec
+from inspatio_core.errors import InputError
+from inspatio_core.generators import GeneratorOptions, GeneratorSpec
+from inspatio_core.geometry.anchor import Anchor
+from inspatio_core.latents import mask_latent
+from inspatio_core.reference import Reference
+from inspatio_core.reference.text import PromptEncoder, released_files
+from inspatio_core.star.cache import Workspace
+from inspatio_core.star.config import CONFIGS, StarConfig, from_mapping, star_config
+from inspatio_core.star.dit import StarDiT, TextKV, build_star, randomise
+from inspatio_core.star.rollout import Rollout, block_noise
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PROMPTS_KEPT = 16  # whose keys and values stay on the device
+CONFIG_FILE, WEIGHTS_FILE, CODEC_FILE = "config.json", "star.safetensors", "codec.safetensors"
+"""What a folder of a model of its own holds."""
+
+
+@dataclass
+class StarState:
+    """What a slot remembers. Its tensors are values: replaced, never written to, so copies share them.
+
+    Attributes:
+        seed: keys the slot's noise. prompt: what its next block follows.
+        source, anchor: states of the encoders that the two videos flow through; decoder: of the decoder.
+        last: [n, 16, h, w] the last block's prediction, None before the first.
+    """
+
+    seed: int
+    prompt: str
+    source: Any
+    anchor: Any
+    decoder: Any
+    last: Tensor | None = None
+
+    def __deepcopy__(self, memo) -> StarState:
+        return dataclasses.replace(self)
+
+
+@dataclass
+class Condition:
+    """What was worked out of a block ahead of its motion.
+
+    Attributes:
+        latents: [B, n, 16, h, w] of the source frames. encoders: the slots' source encoders after them.
+        noise: per step [B, n, 16, h, w]. prompts: per slot; text: per group of slots.
+    """
+
+    latents: Tensor
+    encoders: list[Any]
+    noise: list[Tensor]
+    prompts: list[str]
+    text: list[TextKV | None]
+
+
+class StarGenerator:
+    """STAR behind the generator protocol; made by `create`, or from parts.
+
+    On the CPU slots run one after the other, so that a slot's bytes do not depend on how many others there are; on CUDA
+    they run as one batch.
+
+    Args:
+        model: the network, with weights.
+        codec: the autoencoder of its latents.
+        embed: gives a prompt's features [text_len, text_dim] and their number of rows; None without text.
+        prompt: what all slots follow; None for each reference's own caption.
+        compatible: pixels rounded as released (towards zero).
+        wrap: what makes the Rollout that runs: takes the plain one, gives one with the same methods.
+        notices: lines that whoever starts this should show.
+    """
+
+    def __init__(
+        self,
+        model: StarDiT,
+        codec: Codec,
+        embed: Callable[[str], tuple[Tensor, int]] | None = None,
+        *,
+        prompt: str | None = None,
+        compatible: bool = False,
+        wrap: Callable[[Rollout], Any] = lambda rollout: rollout,
+        notices: Sequence[str] = (),
+    ):
+        self.model, self.codec, self.embed = model, codec, embed
+        self.prompt, self.compatible, self.notices = prompt, compatible, tuple(notices)
+        self._wrap = wrap
+        self._rollouts: dict[tuple[int, int], Any] = {}
+        self._workspaces: dict[tuple[int, ...], Workspace] = {}
+        self._texts: OrderedDict[tuple[str, ...], TextKV] = OrderedDict()
+        config = model.config
+        needs = {"anchor", "reference", "history"}
+        needs |= {"text"} if config.text else set()
+        needs |= {"fill"} if config.fill else set()
+        self.spec = GeneratorSpec(
+            name="star",
+            latents_per_block=config.latents_per_block,
+            dtype=str(model.dtype).removeprefix("torch."),
+            look_ahead=codec.look_ahead,
+            needs=frozenset(needs),
+            generates=True,
+            multiple=config.multiple,
+        )
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        latents_per_block: int | None = None,
+        options: GeneratorOptions | None = None,
+        device: torch.device | str = "cpu",
+        size: tuple[int, int] | None = None,
+    ) -> StarGenerator:
+        """The generator that `options` ask for, with its weights.
+
+        Args:
+            latents_per_block: n, the configuration's own where None.
+            size: (height, width) of the frames; given, everything that depends on it is made now.
+
+        Raises:
+            InputError: weights that are not here (all of them named), that do not fit, options that cannot be.
+        """
+        options, device = options or GeneratorOptions(), torch.device(device)
+        dtype = _dtype(options.dtype, device)
+        if options.fp8 and device.type != "cuda":
+            raise InputError(f"fp8: needs a CUDA device of the Hopper generation or newer, not {device}")
+        files = _Files.find(options)
+        config = files.config
+        if latents_per_block is not None:
+            config = config.replace(latents_per_block=latents_per_block)
+        files.require(options)
+        model = build_star(config, device, dtype)
+        notices = []
+        if options.random_weights:
+            randomise(model)
+            notices.append(
+                "RANDOM WEIGHTS: the star generator's frames are noise, good for measuring speed and for tests only"
+            )
+        else:
+            model.load_state_dict(
+                checkpoints.read_state_dict(files.star, shapes=_shapes(model), dtype=dtype, device=str(device)),
+                assign=True,
+            )
+            model.requires_grad_(False)
+        codec_dtype = torch.float16 if config.codec == "tae" and dtype == torch.bfloat16 else dtype
+        codec = make_codec(
+            config.codec,
+            width=config.codec_width,
+            path=None if options.random_weights else files.codec,
+            random_weights=options.random_weights,
+            device=device,
+            dtype=codec_dtype,
+            compatible=options.compatible,
+        )
+        embed = None
+        if config.text:
+            embed = prompt_encoder(config, options, device).encode
+        generator = cls(
+            model,
+            codec,
+            embed,
+            prompt=options.prompt,
+            compatible=options.compatible,
+            wrap=_fast(options) if device.type == "cuda" else lambda rollout: rollout,
+            notices=notices,
+        )
+        if size is not None and not any(side % config.multiple for side in size):
+            generator.rollout(size[0] // 8, size[1] // 8)
+        return generator
+
+    # -------------------------------------------------------------------------------------------- the protocol
+
+    def new_state(self, reference: Reference, seed: int) -> StarState:
+        """A fresh slot. Its prompt is encoded now; InputError where that cannot be."""
+        prompt = self.prompt if self.prompt is not None else (getattr(reference, "caption", None) or "")
+        encoder = self.codec.encoder_state
+        state = StarState(seed, "", encoder(), encoder(), self.codec.decoder_state())
+        if self.embed is not None:
+            self.set_prompt(state, prompt)
+        return state
+
+    def encode_prompt(self, prompt: str) -> None:
+        """Have `prompt` ready, which may take minutes with a large text encoder; any thread may call."""
+        if self.embed is None:
+            raise InputError("prompt: this model was made without text; leave the prompt out")
+        self.embed(prompt)
+
+    def set_prompt(self, state: StarState, prompt: str) -> None:
+        """Let a slot follow `prompt` from its next block on."""
+        self.encode_prompt(prompt)
+        state.prompt = prompt
+
+    @torch.no_grad()
+    def condition(self, source_rgb: Tensor, states: Sequence[StarState], blocks: Sequence[int]) -> Condition:
+        """Encode the source frames, draw the noise, run the context pass."""
+        latents, encoders = self.codec.encode(self._to_codec(source_rgb), [s.source for s in states])
+        rollout = self.rollout(*latents.shape[-2:])
+        drawn = [
+            torch.stack(
+                [block_noise(s.seed, k, step, rollout.noise_shape) for s, k in zip(states, blocks, strict=True)]
+            )
+            for step in range(len(rollout.sampler))
+        ]
+        prompts = [s.prompt for s in states]
+        text = [self._text([prompts[row] for row in rows]) for rows in self._groups(len(states))]
+        condition = Condition(latents, encoders, [self._upload(n) for n in drawn], prompts, text)
+        for group, rows in enumerate(self._groups(len(states))):
+            self._context(condition, group, rows, states)
+        return condition
+
+    @torch.no_grad()
+    def generate(
+        self,
+        anchor: Anchor,
+        source_rgb: Tensor,
+        states: Sequence[StarState],
+        blocks: Sequence[int],
+        condition: Condition,
+        known: Tensor,
+    ) -> Tensor:
+        """Encode the anchor, denoise, decode."""
+        b, fresh = len(states), states[0].last is None
+        rgb = anchor.filled_rgb if self.model.config.fill else anchor.rgb
+        render, encoders = self.codec.encode(self._to_codec(rgb.unflatten(0, (b, -1))), [s.anchor for s in states])
+        mask = known.unflatten(0, (b, -1))[:, None].to(self.model.dtype) * 2 - 1
+        mask = mask_latent(mask, first=fresh)
+        parts = []
+        for group, rows in enumerate(self._groups(b)):
+            workspace = self._workspace(group, len(rows), *render.shape[-2:])
+            if workspace.ticket is not condition:  # another session's block came in between
+                self._context(condition, group, rows, states)
+            rollout = self.rollout(*render.shape[-2:])
+            noise = [n[rows] for n in condition.noise]
+            parts.append(rollout.denoise(noise, mask[rows], render[rows], workspace, condition.text[group]))
+        latents = torch.cat(parts)
+        frames, decoders = self.codec.decode(latents.to(self.codec.dtype), [s.decoder for s in states])
+        for row, state in enumerate(states):
+            state.source, state.anchor, state.decoder = condition.encoders[row], encoders[row], decoders[row]
+            state.last = latents[row].clone()
+        return self._to_pixels(frames).flatten(0, 1)
+
+    # ----------------------------------------------------------------------------------------------- the parts
+
+    def rollout(self, height: int, width: int) -> Any:
+        """What samples latents of this size."""
+        key = (height, width)
+        if key not in self._rollouts:
+            self._rollouts[key] = self._wrap(Rollout(self.model, height, width))
+        return self._rollouts[key]
+
+    def _groups(self, batch: int) -> list[slice | list[int]]:
+        """Rows that run together."""
+        together = self.model.device.type != "cpu"
+        return [list(range(batch))] if together else [[row] for row in range(batch)]
+
+    def _workspace(self, group: int, batch: int, height: int, width: int) -> Workspace:
+        key = (group, batch, height, width)
+        if key not in self._workspaces:
+            self._workspaces[key] = self.rollout(height, width).workspace(batch)
+        return self._workspaces[key]
+
+    def _context(self, condition: Condition, group: int, rows: list[int], states: Sequence[StarState]) -> None:
+        latents = condition.latents[rows]
+        workspace = self._workspace(group, len(rows), *latents.shape[-2:])
+        workspace.ticket = None
+        first = states[rows[0]].last is None
+        last = None if first else torch.stack([states[row].last for row in rows])
+        self.rollout(*latents.shape[-2:]).context(latents, last, workspace, condition.text[group])
+        workspace.ticket = condition
+
+    def _text(self, prompts: list[str]) -> TextKV | None:
+        """Keys and values of the prompts of a group, worked out once."""
+        if self.embed is None:
+            return None
+        key = tuple(prompts)
+        if key not in self._texts:
+            rows, lengths = zip(*(self.embed(p) for p in prompts), strict=True)
+            self._texts[key] = self.model.text_kv(torch.stack(rows), None if self.compatible else lengths)
+            if len(self._texts) > PROMPTS_KEPT:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(key)
+        return self._texts[key]
+
+    def _upload(self, x: Tensor) -> Tensor:
+        device = self.model.device
+        return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+    def _to_codec(self, rgb: Tensor) -> Tensor:
+        """uint8 [B, F, H, W, 3] -> [B, F, 3, H, W] in [-1, 1]."""
+        return rgb.to(self.model.device).movedim(-1, 2).to(self.codec.dtype) / 127.5 - 1
+
+    def _to_pixels(self, frames: Tensor) -> Tensor:
+        """[B, F, 3, H, W] in [-1, 1] -> uint8 [B, F, H, W, 3]."""
+        levels = (frames.float() + 1) * 127.5
+        return (levels if self.compatible else levels.round()).clamp(0, 255).to(torch.uint8).movedim(2, -1).contiguous()
+
+
+# ------------------------------------------------------------------------------------------------ options to parts
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where the weights of a generator lie, and what network they are of."""
+
+    config: StarConfig
+    star: Path | None
+    codec: Path | None
+
+    @classmethod
+    def find(cls, options: GeneratorOptions) -> _Files:
+        """What `options` name, or where it belongs; None for what is not here."""
+        given = Path(options.checkpoint_path).expanduser() if options.checkpoint_path else None
+        if given is not None and not given.exists():
+            raise InputError(f"checkpoint_path: {given} does not exist; leave it empty or name a file or folder")
+        star = codec = None
+        if given is not None and given.is_dir():
+            star, codec = given / WEIGHTS_FILE, given / CODEC_FILE
+            config = star_config(given / CONFIG_FILE) if options.model == "auto" else star_config(options.model)
+        else:
+            star = given or checkpoints.locate("inspatio-world-1.3b")
+            if options.model != "auto":
+                config = star_config(options.model)
+            elif given is not None and not options.random_weights:
+                config = _config_of(given)
+            else:
+                config = CONFIGS["tiny" if options.random_weights else "1.3b"]
+        if options.codec != "auto" and options.codec != config.codec:
+            config, codec = config.replace(codec=options.codec), None
+        if options.tae_checkpoint_path:
+            if config.codec != "tae":
+                raise InputError(f"tae_checkpoint_path: the codec is {config.codec}; choose codec tae with it")
+            codec = Path(options.tae_checkpoint_path).expanduser()
+            if not codec.is_file():
+                raise InputError(f"tae_checkpoint_path: {codec} is not a file")
+        if codec is None:
+            codec = checkpoints.locate("taew2_1" if config.codec == "tae" else "wan2.1-vae")
+        return cls(config, star, codec)
+
+    def require(self, options: GeneratorOptions) -> None:
+        """InputError that names every file that is missing; nothing is read before all are here."""
+        if options.random_weights:
+            return
+        missing = [] if self.star is not None else ["inspatio-world-1.3b"]
+        if self.codec is None:
+            missing.append("taew2_1" if self.config.codec == "tae" else "wan2.1-vae")
+        known = options.prompt is not None and prompt_encoder(self.config, options).cached(options.prompt)
+        if self.config.text and not known:
+            missing += [name for name in ("umt5-xxl", "umt5-tokenizer") if checkpoints.locate(name) is None]
+        if missing:
+            checkpoints.require(missing)
+
+
+def prompt_encoder(config: StarConfig, options: GeneratorOptions, device: torch.device | str = "cpu") -> PromptEncoder:
+    """What gives prompts their features: umT5, or made-up numbers beside a network of made-up weights."""
+    files = None if options.random_weights else released_files
+    return PromptEncoder(files, config.text_len, config.text_dim, device=device)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"dtype: '{name}' is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _shapes(model: StarDiT) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def _config_of(path: Path) -> StarConfig:
+    """The configuration a file of weights was written with, or the named one whose shapes it has."""
+    metadata, shapes = checkpoints.metadata(path), {k: tuple(s) for k, (s, _) in checkpoints.headers(path).items()}
+    if "star_config" in metadata:
+        return from_mapping(json.loads(metadata["star_config"]))
+    for config in CONFIGS.values():
+        with torch.device("meta"):
+            wanted = _shapes(StarDiT(config))
+        bare = {key.removeprefix("model."): shape for key, shape in shapes.items()}
+        if bare.get("patch_embedding.weight") == wanted["patch_embedding.weight"]:
+            return config
+    raise InputError(f"{path}: not the weights of {' or '.join(CONFIGS)}; name the model's JSON file with model=")
+
+
+def _fast(options: GeneratorOptions) -> Callable[[Rollout], Any]:
+    from inspatio_core.star.fast import FastRollout
+
+    return lambda rollout: FastRollout(rollout, compile=options.compile, graphs=True, fp8=options.fp8)

@@ -206,16 +206,6 @@ def _differences(match: _Match) -> str:
     return "; ".join(f"{len(keys)} {sort}: {_listed(keys, most)}" for sort, keys in sorts if keys)
 
 
-def _foreign_prefix(found: files.Headers, names: Iterable[str]) -> str:
-    """The prefix before every key of a file that would fit without it, else ""."""
-    first = next(iter(found), "")
-    for name in names:
-        if first.endswith("." + name):
-            prefix = first.removesuffix(name)
-            return prefix if all(key.startswith(prefix) for key in found) else ""
-    return ""
-
-
 def verify(path: str | Path, kind: str | None = None, *, shapes: Shapes | None = None) -> Report:
     """Check a file of weights by its headers; no tensor is read.
 

@@ -19,42 +19,50 @@ FPS = 200.0
 
 
 class ScriptedSession:
-    """One slot that moves as told and renders nothing; ``delay`` seconds a block."""
+    """One slot that moves as told and renders nothing; ``delay`` seconds a block, ``look_ahead`` frames ahead."""
 
-    def __init__(self, delay=0.0):
-        self.delay = delay
+    def __init__(self, delay=0.0, look_ahead=0):
+        self.delay, self.look_ahead = delay, look_ahead
         self.motions, self.commands = [], []
+        self.events = []
         self.playhead = SimpleNamespace(direction=[1.0], rate=[1.0], steps=[1.0])
         self.closed = False
         self.first = self.reset()
 
-    def block(self, motion, frames):
-        poses, twists = block_poses(self.pose[None], [motion], frames, 1 / FPS)
+    def block(self, motion, commits, frames):
+        poses, twists = block_poses(self.pose[None], [motion], commits, 1 / FPS)
         self.pose = poses[0, -1]
-        index = torch.arange(self.count, self.count + frames)
-        self.count += frames
+        index = torch.arange(self.count, self.count + commits)
+        self.count += commits
         self.blocks += 1
+        self.waiting += zip(poses[0], twists[0], index, strict=True)
+        shown, self.waiting = self.waiting[:frames], self.waiting[frames:]
+        poses, twists, index = (torch.stack(values)[None] for values in zip(*shown, strict=True))
         return Block(
             rgb=torch.zeros(1, frames, 2, 3, 3, dtype=torch.uint8),
             depth=torch.ones(1, frames, 2, 3),
             known=torch.ones(1, frames, 2, 3, dtype=torch.bool),
             world_from_camera=poses,
             K=torch.eye(3, dtype=torch.float64).expand(1, frames, 3, 3),
-            source_index=index[None],
+            source_index=index,
             stamp=torch.zeros(1, frames, dtype=torch.float64),
             twist=twists,
             index=torch.tensor([self.blocks - 1]),
         )
 
     def reset(self):
-        self.pose, self.count, self.blocks = torch.eye(4, dtype=torch.float64), 0, 0
-        return self.block(Motion.hold(), 1)
+        self.pose, self.count, self.blocks, self.waiting = torch.eye(4, dtype=torch.float64), 0, 0, []
+        return self.block(Motion.hold(), 1 + self.look_ahead, 1)
+
+    def prepare(self):
+        self.events.append("prepare")
 
     def step(self, motion, playhead):
         time.sleep(self.delay)
+        self.events.append("step")
         self.motions.append(motion)
         self.commands.append(playhead)
-        return self.block(motion, FRAMES)
+        return self.block(motion, FRAMES, FRAMES)
 
     def close(self):
         self.closed = True
@@ -67,9 +75,8 @@ class Rig:
         self.session = session or ScriptedSession()
         self.shown, self.moments, self.failed = [], [], []
         self.commands = Commands(timeout=0.1)
-        world = SimpleNamespace(
-            generator=SimpleNamespace(spec=SimpleNamespace(frames=FRAMES, first_frames=1)), relative_to_source=False
-        )
+        spec = SimpleNamespace(frames=FRAMES, first_frames=1, look_ahead=self.session.look_ahead)
+        world = SimpleNamespace(generator=SimpleNamespace(spec=spec), relative_to_source=False)
         self.worker = Worker(
             callbacks.pop("open_world", lambda progress: (world, self.session)),
             callbacks.pop("show", self.show),
@@ -235,6 +242,92 @@ def test_the_motion_is_committed_late(rig):
     shown = len(r.shown)
     r.wait_frames(shown + 2 * FRAMES)
     assert len(r.session.motions) - before <= 4
+
+
+def test_a_teleport_is_a_jump_of_the_frame_that_shows_it(rig):
+    r = rig(ScriptedSession(look_ahead=3))
+    r.wait_frames(2)
+    r.ask(r.worker.pause)
+    there = torch.eye(4, dtype=torch.float64)
+    there[2, 3] = 3.0
+    r.commands.pose(Motion.teleport(there))
+    r.ask(lambda: r.worker.step(2 * FRAMES))
+    frames = [f for f, _ in r.shown[-2 * FRAMES :]]
+    assert [f.jump for f in frames] == [False, False, False, True] + [False] * 4
+    assert [f.world_from_camera[2, 3] for f in frames] == [0, 0, 0] + [3.0] * 5
+    assert [f.source_index for f, _ in r.shown] == list(range(len(r.shown)))
+    r.ask(lambda: r.worker.reset())
+    assert r.shown[-1][0].jump and r.shown[-1][0].source_index == 0
+    r.ask(lambda: r.worker.step(FRAMES))
+    assert not any(f.jump for f, _ in r.shown[-FRAMES:]), "what waited before the reset is forgotten"
+
+
+def test_a_frame_keeps_the_stride_it_was_committed_with(rig):
+    r = rig(ScriptedSession(delay=2.5 * FRAMES / FPS, look_ahead=3), pacing="realtime")
+    r.commands.timeout = 1e9
+    r.commands.twist(np.array([0.0, 0, 1, 0, 0, 0]), 0.0)
+    r.wait_frames(25)
+    moving = [f for f, _ in r.shown if np.any(f.twist)]
+    assert len({f.stride for f in moving}) > 1
+    for frame in moving:  # the session was told stride times the twist, and each frame tells what was asked for
+        assert np.allclose(frame.twist, [0, 0, 1, 0, 0, 0])
+
+
+# ------------------------------------------------------------------------------------------------------- preparation
+
+
+def test_every_block_is_prepared_before_its_command_is_taken(rig):
+    r = rig()
+    r.wait_frames(30)
+    assert r.session.events[:14] == ["prepare", "step"] * 7
+
+
+def test_what_was_asked_for_comes_before_preparation(rig):
+    session = ScriptedSession()
+    entered, go_on = threading.Event(), threading.Event()
+    step = session.step
+
+    def slow_step(motion, playhead):
+        entered.set()
+        assert go_on.wait(10)
+        return step(motion, playhead)
+
+    session.step = slow_step
+    r = rig(session)
+    assert entered.wait(10)
+    asked = r.worker.ask(lambda: session.events.append("job"))
+    go_on.set()
+    asked.result(timeout=10)
+    r.wait(lambda: len(session.events) >= 5)
+    assert session.events[:5] == ["prepare", "step", "job", "prepare", "step"]
+
+
+def test_a_paused_world_prepares_once_and_waits(rig):
+    r = rig()
+    r.wait_frames(5)
+    r.ask(r.worker.pause)
+    r.wait(lambda: r.session.events[-1] == "prepare")
+    r.ask(lambda: None)  # a job may have undone it: asked again, which costs a session that is prepared nothing
+    r.wait(lambda: r.session.events[-2:] == ["prepare", "prepare"])
+    count = len(r.session.events)
+    time.sleep(10 / FPS)
+    assert len(r.session.events) == count
+
+
+def test_the_time_of_a_block_leaves_out_what_was_done_ahead(rig):
+    session = ScriptedSession()
+    session.prepare = lambda: time.sleep(0.1)
+    r = rig(session)
+    r.wait_frames(13)
+    assert min(r.worker.compute_times()) < 0.1
+
+
+def test_failure_while_preparing_is_told(rig):
+    session = ScriptedSession()
+    session.prepare = lambda: 1 / 0
+    r = rig(session)
+    r.wait(lambda: r.failed)
+    assert isinstance(r.failed[0], ZeroDivisionError) and r.worker.state is State.FAILED and session.closed
 
 
 def test_failure_while_loading_is_told(rig):

@@ -1,9 +1,9 @@
 """The threads that own the world and its clock. Knows the core, not ROS.
 
-Two threads. *world* opens the World and steps the Session: it commits the motion of the next block as late as the
-deadline allows (the moment its first frame is due, less an estimate of the time a block takes) and hands the frames
-on. *show* shows one frame every 1/fps seconds and counts them: sim time is frames shown / fps. Everything else asks
-the world thread by ``Worker.ask`` and waits for the answer.
+Two threads. *world* opens the World and steps the Session: it prepares the next block, which needs no command, commits
+its motion as late as the deadline allows (the moment its first frame is due, less an estimate of the time the rest of a
+block takes) and hands the frames on. *show* shows one frame every 1/fps seconds and counts them: sim time is frames
+shown / fps. Everything else asks the world thread by ``Worker.ask`` and waits for the answer.
 
 When generation cannot keep up, ``lockstep`` shows every frame late, so sim time slows; ``realtime`` keeps sim time at
 the pace of the wall clock by letting each generated frame stand for several (its *stride*): the frames between are
@@ -118,9 +118,14 @@ class Worker:
         self._next = 0.0  # when the next frame is due, time.monotonic()
         self._shown = 0  # sim frames shown since time was reset
         self._last_index: int | None = None
+        # Of each frame committed and not yet handed on: its stride, whether a jump led to it, and how many source
+        # frames the playhead then moved per frame at most.
+        self._committed: deque[tuple[int, bool, float]] = deque()
         self._compute: deque[float] = deque(maxlen=64)
         self._moments: deque[float] = deque(maxlen=1024)
         self._estimate = 0.0
+        self._prepared = False
+        self._preparing = 0.0  # seconds the last preparation took
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, name="world", daemon=True),
@@ -271,6 +276,9 @@ class Worker:
             while not self._stopping:
                 if self._jobs:
                     return partial(self._answer, *self._jobs.popleft())
+                if not self._prepared:
+                    # Even when the block is late: its frames come no later by it, and obey a newer command.
+                    return self._prepare
                 wait = None
                 if self.state is State.PLAYING:
                     due = self._next + sum(f.stride for f, _ in self._queue) * self._period
@@ -280,9 +288,16 @@ class Worker:
                 self._cv.wait(wait)
         return None
 
+    def _prepare(self) -> None:
+        """What the next block needs no command for."""
+        start = time.monotonic()
+        self.session.prepare()
+        self._prepared, self._preparing = True, time.monotonic() - start
+
     def _answer(self, job: Callable[[], Any], future: Future) -> None:
         if not future.set_running_or_notify_cancel():
             return
+        self._prepared = False  # whatever the job does to the session
         try:
             future.set_result(job())
         except BaseException as error:
@@ -301,9 +316,11 @@ class Worker:
         stride = 1
         if self.pacing == "realtime" and self.state is State.PLAYING:
             block = self.world.generator.spec.frames * self._period
-            stride = math.ceil((start + 2 * (self._estimate - MARGIN) - due) / block - 1e-9)
+            cycle = 2 * (self._estimate - MARGIN) + self._preparing  # until the block after this one is there
+            stride = math.ceil((start + cycle - due) / block - 1e-9)
             stride = min(max(stride, 1), LONGEST_STRIDE)
         motion, playhead = self.commands.take(self.time, stride, float(self.session.playhead.direction[0]))
+        self._prepared = False
         frames = self._frames(self.session.step(motion, playhead), stride, jump=motion.kind == "teleport")
         self._compute.append(time.monotonic() - start)
         self._estimate = float(np.quantile(self.compute_times()[-32:], 0.9)) + MARGIN
@@ -315,25 +332,30 @@ class Worker:
             self._cv.notify_all()
 
     def _frames(self, block: Block, stride: int, jump: bool) -> list[tuple[Frame, bool]]:
-        """Slot 0 of a block as frames on the CPU."""
+        """Slot 0 of a block as frames on the CPU. ``stride`` and ``jump`` are of the frames that the block committed,
+        of which a generator that looks ahead shows some in the next block only."""
+        spec, playhead, number = self.world.generator.spec, self.session.playhead, int(block.index[0])
+        if number == 0:
+            self._committed.clear()
+        commits = spec.frames if number else spec.first_frames + spec.look_ahead
+        usual = 1 + abs(float(playhead.rate[0] * playhead.steps[0]))
+        self._committed.extend((stride, jump and i == 0, usual) for i in range(commits))
 
         def host(tensor: torch.Tensor) -> np.ndarray:
             return tensor[0].cpu().numpy()
 
-        indices = host(block.source_index)
+        indices, twists = host(block.source_index), host(block.twist)
         arrays = [host(t) for t in (block.rgb, block.depth, block.known, block.world_from_camera, block.K)]
-        twists = host(block.twist) / stride
-        steady = int(block.index[0]) > 1  # the first block is a frame long: the second has no time to be punctual
+        steady = number > 1  # the first block is a frame long: the second has no time to be punctual
         frames = []
         for i, index in enumerate(indices):
-            leap = jump and i == 0
+            stride, leap, usual = self._committed.popleft()
             if self._last_index is not None and self.world.relative_to_source:
                 # The camera rides on the source camera: where the source leaps (a jump, a loop's end), so does it.
-                playhead = self.session.playhead
-                usual = 1 + abs(float(playhead.rate[0] * playhead.steps[0]))
                 leap = leap or abs(int(index) - self._last_index) > usual
             self._last_index = int(index)
-            frames.append((Frame(*(a[i] for a in arrays), int(index), twists[i], stride, leap), steady and i == 0))
+            frame = Frame(*(a[i] for a in arrays), int(index), twists[i] / stride, stride, leap)
+            frames.append((frame, steady and i == 0))
         return frames
 
     def _drain(self) -> None:

@@ -348,6 +348,11 @@ def test_cut_off_safetensors(capsys, tmp_path, short):
     assert "is cut off" in refused(capsys, "verify", file)
 
 
+def test_safetensors_without_tensors(capsys, tmp_path):
+    for kind in ([], ["--kind", "tae"]):
+        assert "holds no tensors" in refused(capsys, "verify", sparse(tmp_path / "w", {}), *kind)
+
+
 def test_longer_safetensors(capsys, tmp_path):
     file = sparse(tmp_path / "w", checkpoints.shapes_of("tae"))
     with file.open("ab") as end:

@@ -149,6 +149,8 @@ def _safetensors_header(path: Path) -> tuple[Headers, dict[str, str]]:
         rows = sorted(_row(key, row) for key, row in table.items())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{path}: its safetensors header is damaged; fetch it anew") from None
+    if not rows:
+        raise InputError(f"{path}: holds no tensors")
     found, end = {}, 0
     for begin, stop, key, shape, name in rows:
         dtype = dtypes().get(name)

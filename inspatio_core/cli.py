@@ -11,6 +11,7 @@ number for SIGTERM and SIGHUP).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -20,21 +21,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from inspatio_core import __version__
+from inspatio_core.bench.verb import add_parser as _add_bench
 from inspatio_core.errors import InputError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 DEFAULT_TRAJECTORY = "pan"
 
 WITHOUT_EFFECT = {
-    "--checkpoint_path": "FILE",
-    "--config_path": "FILE",
     "--da3_model_path": "DIR",
     "--florence_model_path": "DIR",
-    "--tae_checkpoint_path": "FILE",
-    "--use_tae": None,
-    "--compile_dit": None,
     "--render_backend": "NAME",
     "--num_samples": "N",
     "--step1_gpus": "IDS",
@@ -46,7 +44,13 @@ WITHOUT_EFFECT = {
     "--skip_step2": None,
     "--skip_step3": None,
 }
-"""Arguments of the released scripts that steer networks; the geometric generator has none."""
+"""Arguments of the released scripts that steer what is done otherwise here, or not at all."""
+
+OF_THE_NETWORK = (
+    "--checkpoint_path --model --config_path --codec --use_tae --tae_checkpoint_path --prompt --dtype --compile_dit "
+    "--fp8 --random_weights"
+).split()
+"""Arguments that the geometric generator has no use for."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_info(verbs)
     _add_checkpoints(verbs)
     _add_scenes(verbs)
+    _add_bench(verbs)
     _add_verbs_of_other_rooms(parser, verbs)
     return parser
 
@@ -173,8 +178,8 @@ def _add_render(verbs) -> None:
     add(
         "--compatible",
         action="store_true",
-        help="trajectory and frame rule number for number as released: smoothing spline, finished path played back and "
-        "forth, whole blocks of 3 latents, 24 fps",
+        help="number for number as released: smoothing spline, finished path played back and forth, whole blocks of 3 "
+        "latents, 24 fps; with star also codec, prompt and rounding",
     )
 
     add = parser.add_argument_group("time").add_argument
@@ -215,7 +220,13 @@ def _add_render(verbs) -> None:
         metavar="M",
         help="scale of a source without metric depth (default: such that the median depth is 3 m)",
     )
-    add("--generator", default="geometric", metavar="NAME", help="what makes the frames (default: geometric)")
+    add(
+        "--generator",
+        default="geometric",
+        metavar="NAME",
+        help="what makes the frames: geometric, which needs no network, or star, the diffusion transformer "
+        "(default: geometric)",
+    )
     add("--device", default="auto", metavar="NAME", help="auto, cpu or cuda:N (default: auto)")
     add(
         "--fps",
@@ -224,7 +235,59 @@ def _add_render(verbs) -> None:
         help="frames per second of the video (default: the source's; with --compatible 24)",
     )
     add("--seed", type=int, default=0, help="seed of the generator's noise (default: 0)")
+    add(
+        "--latents_per_block",
+        type=_number(int, 1),
+        metavar="N",
+        help="blocks of N latent frames, 4 N frames (default: the generator's; geometric: 1)",
+    )
     add("--no_memory", action="store_true", help="do not let the point map fill what the current frame does not show")
+
+    add = parser.add_argument_group("network of the star generator").add_argument
+    add(
+        "--checkpoint_path",
+        metavar="PATH",
+        help="its weights: a file, or a folder with config.json, star.safetensors and codec.safetensors "
+        "(default: where `inspatio checkpoints list` says)",
+    )
+    add(
+        "--model",
+        metavar="NAME",
+        help="its size: 1.3b, 14b, tiny, or a JSON file of its fields (default: what the weights are of; with "
+        "--random_weights tiny)",
+    )
+    add(
+        "--config_path",
+        metavar="FILE",
+        help="released name of --model, for a JSON file; the released YAML is not needed",
+    )
+    add(
+        "--codec",
+        choices=("auto", "wan", "tae"),
+        default="auto",
+        help="autoencoder: that of Wan 2.1, or TAEHV, which is fast (default: auto, what the model was made with)",
+    )
+    add("--use_tae", action="store_true", help="the same as --codec tae")
+    add("--tae_checkpoint_path", metavar="FILE", help="weights of TAEHV")
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help="what the video shows, for models that read text (default: the source's caption)",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="what it computes in (default: auto, bfloat16 on a GPU, else float32)",
+    )
+    add("--compile_dit", action="store_true", help="compile it first: slower to start, faster then")
+    add("--fp8", action="store_true", help="large products in 8 bits, on GPUs that can")
+    add(
+        "--random_weights",
+        "--random-weights",
+        action="store_true",
+        help="make its weights up: the frames are noise, for tests and speed measurements",
+    )
 
     add = parser.add_argument_group("output").add_argument
     add(
@@ -268,7 +331,7 @@ def _add_render(verbs) -> None:
     )
     add("-q", "--quiet", action="store_true", help="no progress bar, no notes, no summary")
 
-    group = parser.add_argument_group("accepted, without effect on the geometric generator", ", ".join(WITHOUT_EFFECT))
+    group = parser.add_argument_group("accepted, without effect", ", ".join(WITHOUT_EFFECT))
     for flag, metavar in WITHOUT_EFFECT.items():
         value = {"metavar": metavar} if metavar else {"action": "store_true"}
         group.add_argument(flag, help=argparse.SUPPRESS, **value)
@@ -299,9 +362,11 @@ def _add_reference_options(add: Callable) -> None:
 
 def run_render(args: argparse.Namespace) -> int:
     """``inspatio render``: one render for each source; the exit code is 2 if any of them failed."""
-    ignored = [f for f in WITHOUT_EFFECT if getattr(args, f[2:])]
-    if ignored and args.generator == "geometric":
-        _say(args, f"note: no effect with the geometric generator: {', '.join(ignored)}")
+    geometric = args.generator == "geometric"
+    flags = [*(OF_THE_NETWORK if geometric else ()), *WITHOUT_EFFECT]
+    ignored = [f for f in flags if getattr(args, f[2:]) not in (None, False, "auto")]
+    if ignored:
+        _say(args, f"note: no effect{' with the geometric generator' if geometric else ''}: {', '.join(ignored)}")
     if (args.height is None) != (args.width is None):
         raise InputError("--height and --width go together; or use --size HxW")
     if args.height is not None:
@@ -310,8 +375,10 @@ def run_render(args: argparse.Namespace) -> int:
         raise InputError("--poses gives the camera path itself; leave out --traj_txt_path and --compatible")
     if (args.source is None) == (args.input_dir is None):
         raise InputError("give one SOURCE, or --input_dir with a folder of videos (see inspatio render --help)")
+    options = _generator_options(args)
+    generator = functools.cache(lambda: _generator(args, options))
     if args.source is not None:
-        _render_one(args, args.source, args.output_folder)
+        _render_one(args, args.source, args.output_folder, generator, options)
         return 0
 
     clips = _clips(args.input_dir)
@@ -321,14 +388,62 @@ def run_render(args: argparse.Namespace) -> int:
     base = args.output_folder or Path("output") / args.input_dir.resolve().name / _path_name(args)
     if base.suffix.lower() == ".mp4":
         raise InputError(f"-o {base}: with --input_dir give a folder")
+    generator()
     failed = 0
     for clip in clips:
         try:
-            _render_one(args, str(clip), base / clip.stem)
+            _render_one(args, str(clip), base / clip.stem, generator, options)
         except InputError as error:
             failed += 1
             _complain(error)
     return 2 if failed else 0
+
+
+def _generator_options(args: argparse.Namespace):
+    """What the arguments ask of the generator."""
+    from inspatio_core.generators import GeneratorOptions
+
+    model, codec = args.model, args.codec
+    if args.config_path and args.generator != "geometric":
+        if args.config_path.endswith(".json"):
+            if model not in (None, args.config_path):
+                raise InputError("--model and --config_path: both are given; leave one out")
+            model = args.config_path
+        else:
+            _say(args, f"note: --config_path {args.config_path}: not needed, the model's own sizes are taken")
+    if args.use_tae:
+        if codec == "wan":
+            raise InputError("--use_tae and --codec wan: one says the contrary of the other; leave one out")
+        codec = "tae"
+    return GeneratorOptions(
+        checkpoint_path=args.checkpoint_path or "",
+        model=model or "auto",
+        codec=codec,
+        tae_checkpoint_path=args.tae_checkpoint_path or "",
+        prompt=args.prompt,
+        random_weights=args.random_weights,
+        dtype=args.dtype,
+        compile=args.compile_dit,
+        fp8=args.fp8,
+        compatible=args.compatible,
+        latents_per_block=args.latents_per_block,
+    )
+
+
+def _generator(args: argparse.Namespace, options):
+    """The generator, ready to run; what it has to say is said even if nothing else shall be."""
+    from inspatio_core.generators import make_generator
+    from inspatio_core.world import World, choose_device
+
+    device, size = choose_device(args.device), None if args.size == "auto" else args.size
+    generator = make_generator(args.generator, options=options, device=device, size=size)
+    if size is not None:
+        World(generator=generator, size=size, device=device)  # refuses a size that the generator does not work at
+    for notice in getattr(generator, "notices", ()):
+        print(f"inspatio: warning: {notice}", file=sys.stderr, flush=True)
+    if args.prompt is not None and args.generator != "geometric" and "text" not in generator.spec.needs:
+        _say(args, "note: no effect: --prompt, since this model reads no text")
+    return generator
 
 
 def _checked(parse: Callable, text: str, option: str):
@@ -367,7 +482,7 @@ def _trajectory(name: str):
     raise InputError(f"--traj_txt_path {path}: is a file of camera poses, not of keyframes; give it as --poses")
 
 
-def _render_one(args: argparse.Namespace, source: str, out: Path | None) -> None:
+def _render_one(args: argparse.Namespace, source: str, out: Path | None, generator: Callable[[], Any], options) -> None:
     from inspatio_core.export import check_replaceable
     from inspatio_core.geometry.trajectory import load_poses
     from inspatio_core.pipeline import RELEASED_FPS, plan_poses, plan_trajectory, render_video
@@ -379,6 +494,8 @@ def _render_one(args: argparse.Namespace, source: str, out: Path | None) -> None
     trajectory = None if args.poses else _trajectory(args.traj_txt_path or DEFAULT_TRAJECTORY)
     given = load_poses(args.poses) if args.poses else None
 
+    if find_source(source).exists():
+        generator()  # what is missing for it is told before a clip is prepared for minutes
     reference = open_source(args, source)
     if trajectory is not None:
         poses, indices = plan_trajectory(
@@ -410,7 +527,8 @@ def _render_one(args: argparse.Namespace, source: str, out: Path | None) -> None
             poses,
             indices,
             out,
-            generator=args.generator,
+            generator=generator(),
+            options=options,
             device=args.device,
             fps=args.fps or (RELEASED_FPS if args.compatible else None),
             seed=args.seed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from inspatio_core.export import (
     write_mask_png,
     write_tum,
 )
+from inspatio_core.generators import Generator, GeneratorOptions
 from inspatio_core.geometry.camera import is_rigid
 from inspatio_core.geometry.frame_plan import bounce, freeze, plan_frames
 from inspatio_core.geometry.motion import Motion
@@ -148,28 +149,45 @@ def plan_poses(
     return target, indices
 
 
-def frames_along(session: Session, poses: Tensor, indices: Sequence[int]) -> Iterator[Frame]:
-    """Drive slot 0 of a fresh session along a camera path, frame by frame.
+def start_along(world: World, poses: Tensor, indices: Sequence[int], seed: int = 0) -> Session:
+    """A session of one slot that is on a camera path from its first frame on, for ``frames_along``.
 
-    The session must have been started with ``start_poses=poses[0]`` and ``start_indices=indices[0]``. A generator
-    whose first block has one frame shows frame 0 there; a longer first block is passed over, since it holds the
-    camera. The last block is generated whole and cut.
+    Args:
+        world: with the reference that ``indices`` are of.
+        poses: float64 [n, 4, 4], world_from_camera of each frame.
+        indices: n source frame indices.
+        seed: of the generator's noise.
+    """
+    spec = world.generator.spec
+    rows = _rows(0, spec.first_frames + spec.look_ahead, len(poses))
+    return world.start(seeds=seed, start_poses=poses[rows][None], start_indices=[[int(indices[i]) for i in rows]])
+
+
+def frames_along(session: Session, poses: Tensor, indices: Sequence[int]) -> Iterator[Frame]:
+    """Drive slot 0 of a session that ``start_along`` has begun along a camera path, frame by frame.
+
+    The last block is generated whole and cut; frames that a block commits past the path's end stand still.
 
     Args:
         poses: float64 [n, 4, 4], world_from_camera of each frame.
         indices: n source frame indices.
     """
-    steady = session.world.generator.spec.frames
-    shown = 0
-    if session.first.frames == 1:
-        yield from _frames(session.first, 1, 0, session.world.fps)
-        shown = 1
-    while shown < len(poses):
-        rows = torch.arange(shown, shown + steady).clamp(max=len(poses) - 1)
-        block = session.step(Motion.path(poses[rows]), PlayheadCommand(indices=[int(indices[i]) for i in rows]))
-        wanted = min(steady, len(poses) - shown)
+    spec = session.world.generator.spec
+    block, shown, committed = session.first, 0, spec.first_frames + spec.look_ahead
+    while True:
+        wanted = min(block.frames, len(poses) - shown)
         yield from _frames(block, wanted, shown, session.world.fps)
         shown += wanted
+        if shown == len(poses):
+            return
+        rows = _rows(committed, spec.frames, len(poses))
+        block = session.step(Motion.path(poses[rows]), PlayheadCommand(indices=[int(indices[i]) for i in rows]))
+        committed += spec.frames
+
+
+def _rows(start: int, count: int, length: int) -> Tensor:
+    """``count`` rows of a path from ``start`` on; past its end the last one."""
+    return torch.arange(start, start + count).clamp(max=length - 1)
 
 
 def _frames(block, wanted: int, shown: int, fps: float) -> Iterator[Frame]:
@@ -193,7 +211,8 @@ def render_video(
     indices: Sequence[int],
     out: str | Path,
     *,
-    generator: str = "geometric",
+    generator: str | Generator = "geometric",
+    options: GeneratorOptions | None = None,
     device: str = "auto",
     size: tuple[int, int] | None = None,
     fps: float | None = None,
@@ -217,6 +236,8 @@ def render_video(
     Args:
         poses: float64 [n, 4, 4], world_from_camera (OpenCV axes, metres, world = first source camera).
         indices: n source frame indices.
+        generator: its name, or one that is made already.
+        options: how to make it, or how it was made; written into ``render.json``.
         size: (height, width), both even; default the reference's.
         fps: of the video and of the stamps; default the source's, so that one frame for one frame keeps its speed.
         depth: "png" (16 bit, millimetres), "npz" (float32 metres, exact) or "none".
@@ -251,14 +272,21 @@ def render_video(
     size = tuple(size or reference.size)
     fps = float(fps or reference.fps)
     world = World(
-        reference, generator, size=size, device=device, fps=fps, memory=memory, keep_anchor=preview_path is not None
+        reference,
+        generator,
+        size=size,
+        device=device,
+        fps=fps,
+        memory=memory,
+        keep_anchor=preview_path is not None,
+        options=options,
     )
 
     with ExitStack() as stack:
         video_path = stack.enter_context(atomic_file(out)) if video_only else None
         folder = None if video_only else stack.enter_context(atomic_folder(out))
         writer = stack.enter_context(VideoWriter(video_path or folder / "video.mp4", world.size, fps))
-        session = world.start(seeds=seed, start_poses=poses[0], start_indices=int(indices[0]))
+        session = start_along(world, poses, indices, seed)
         stack.callback(session.close)
         per_frame = {} if video_only else _per_frame_writers(folder, depth, known, images)
         log, known_sum, shown = [], 0.0, None
@@ -305,6 +333,7 @@ def render_video(
                 "height": world.size[0],
                 "width": world.size[1],
                 "generator": world.generator.spec.name,
+                "generator_options": _options(world.generator, options or GeneratorOptions(), reference),
                 "seed": seed,
                 "memory": memory,
                 "known": round(known_sum / count, 6),
@@ -312,10 +341,18 @@ def render_video(
                 "metres_per_unit": reference.metres_per_unit,
                 "depth_source": reference.depth_source,
                 "pose_source": reference.pose_source,
-                "notices": list(reference.notices),
+                "notices": [*getattr(world.generator, "notices", ()), *reference.notices],
             }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return RenderResult(out, files, count, fps, world.size, known_sum / count)
+
+
+def _options(generator: Generator, options: GeneratorOptions, reference: Reference) -> dict | None:
+    """What made the generator, with the prompt that it follows; None where there is no network to make."""
+    if not generator.spec.generates:
+        return None
+    prompt = (reference.caption or "") if options.prompt is None else options.prompt
+    return asdict(options) | {"prompt": prompt if "text" in generator.spec.needs else None}
 
 
 def _place(choice: str | Path | bool, folder: Path | None, out: Path, name: str) -> Path:

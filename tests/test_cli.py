@@ -14,11 +14,13 @@ from pathlib import Path
 import av
 import pytest
 
-from inspatio_core import assets, cli
-from inspatio_core.cli import WITHOUT_EFFECT, build_parser, main
+from inspatio_core import assets, checkpoints, cli, generators
+from inspatio_core.cli import OF_THE_NETWORK, WITHOUT_EFFECT, build_parser, main
 from inspatio_core.errors import InputError
 from inspatio_core.export import VideoWriter
+from inspatio_core.generators import GeneratorOptions
 from tests.clips import make_scene, make_video, run
+from tests.fake_generator import FakeGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = """--input_dir --traj_txt_path --checkpoint_path --config_path --da3_model_path --florence_model_path
@@ -150,7 +152,7 @@ def test_released_command_line(capsys, arc, tmp_path, monkeypatch):
     argv = ["render", "--input_dir", clips, "--traj_txt_path", arc, "--relative_to_source", "--rotation_only"]
     argv += ["--freeze_repeat", 3, "--freeze_frame", 4, "--disable_adaptive_frame", "--output_folder", tmp_path / "out"]
     argv += ["--checkpoint_path", "x.safetensors", "--config_path", "c.yaml", "--use_tae", "--compile_dit"]
-    argv += ["--skip_step1", "--step3_nproc", 1, "--width", 64, "--height", 48]
+    argv += ["--skip_step1", "--step3_nproc", 1, "--width", 64, "--height", 48, "--prompt", "a wall"]
     code, out, err = run(capsys, *argv)
     assert code == 0, err
     for name in ("a", "b"):
@@ -160,14 +162,111 @@ def test_released_command_line(capsys, arc, tmp_path, monkeypatch):
         assert transforms["w"] == 64 and transforms["h"] == 48
     notes = [line for line in err.splitlines() if "no effect" in line]
     assert len(notes) == 1
-    for option in ("--checkpoint_path", "--config_path", "--use_tae", "--compile_dit", "--skip_step1", "--step3_nproc"):
-        assert option in notes[0]
+    assert notes[0].endswith(
+        "with the geometric generator: --checkpoint_path, --config_path, --use_tae, --prompt, --compile_dit, "
+        "--step3_nproc, --skip_step1"
+    )
 
 
 def test_every_released_argument_name_is_accepted():
     known = {o for a in verbs(build_parser())["render"]._actions for o in a.option_strings}
     assert set(RELEASED) <= known
-    assert set(WITHOUT_EFFECT) <= set(RELEASED)
+    assert set(WITHOUT_EFFECT) <= set(RELEASED) and set(OF_THE_NETWORK) <= known - set(WITHOUT_EFFECT)
+
+
+def render_options(*argv) -> GeneratorOptions:
+    return cli._generator_options(build_parser().parse_args(["render", "courtyard", "--generator", "star", *argv]))
+
+
+@pytest.mark.parametrize(
+    "argv, options",
+    [
+        ([], {}),
+        (["--checkpoint_path", "a.safetensors", "--model", "14b", "--codec", "tae"],
+         {"checkpoint_path": "a.safetensors", "model": "14b", "codec": "tae"}),
+        (["--use_tae", "--tae_checkpoint_path", "t.pth", "--compile_dit"],
+         {"codec": "tae", "tae_checkpoint_path": "t.pth", "compile": True}),
+        (["--use_tae", "--codec", "tae"], {"codec": "tae"}),
+        (["--config_path", "mine.json"], {"model": "mine.json"}),
+        (["--config_path", "mine.json", "--model", "mine.json"], {"model": "mine.json"}),
+        (["--prompt", "", "--fp8", "--dtype", "float16"], {"prompt": "", "fp8": True, "dtype": "float16"}),
+        (["--random-weights", "--latents_per_block", "2"], {"random_weights": True, "latents_per_block": 2}),
+        (["--random_weights", "--compatible"], {"random_weights": True, "compatible": True}),
+    ],
+)  # fmt: skip
+def test_arguments_steer_the_star_generator(argv, options):
+    assert render_options(*argv) == GeneratorOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--use_tae", "--codec", "wan"], "--use_tae and --codec wan"),
+        (["--model", "1.3b", "--config_path", "mine.json"], "--model and --config_path"),
+        (["--codec", "vqgan"], "--codec"),
+        (["--dtype", "int4"], "--dtype"),
+        (["--latents_per_block", "0"], "--latents_per_block"),
+    ],
+)
+def test_arguments_that_contradict_each_other_or_cannot_be(argv, says):
+    with pytest.raises(InputError, match=says):
+        render_options(*argv)
+
+
+def test_star_with_random_weights(capsys, scene, tmp_path):
+    """The warning is shown even where nothing else is; a model of one's own by the released name, and its prompt."""
+    model = tmp_path / "model.json"
+    sizes = {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 1, "freq_dim": 16, "text_dim": 24, "text_len": 8}
+    model.write_text(json.dumps(sizes | {"latents_per_block": 2, "codec_width": 8}))
+    argv = ["render", scene, "--generator", "star", "--random_weights", "--size", "48x64", "--frames", 6]
+    argv += ["--config_path", model, "--prompt", "a wall", "--skip_step1", "-o", tmp_path / "out"]
+    code, out, err = run(capsys, *argv, "-q")
+    assert code == 0 and out == "", err
+    assert err.count("\n") == 1 and err.startswith("inspatio: warning: RANDOM WEIGHTS")
+    assert frames_of(tmp_path / "out" / "video.mp4") == 6
+    manifest = json.loads((tmp_path / "out" / "render.json").read_text())
+    options = GeneratorOptions.parse(manifest["generator_options"])
+    assert options == GeneratorOptions(model=str(model), prompt="a wall", random_weights=True)
+    assert manifest["generator"] == "star" and "RANDOM WEIGHTS" in manifest["notices"][0]
+
+
+def test_star_tells_what_has_no_effect(capsys, scene, tmp_path, monkeypatch):
+    made = []
+
+    def make(name, *, options, device, size):
+        made.append((name, options.model, size))
+        return FakeGenerator(needs=frozenset({"anchor", "reference"}), multiple=16)
+
+    monkeypatch.setattr(generators, "make_generator", make)
+    argv = ["render", scene, "--generator", "star", "-o", tmp_path / "out", "--frames", 1, "--config_path", "c.yaml"]
+    argv += ["--prompt", "a wall", "--num_samples", 1, "--skip_step1"]
+    code, out, err = run(capsys, *argv, "--size", "48x64")
+    assert code == 0, err
+    assert made == [("star", "auto", (48, 64))]
+    assert [line.removeprefix("inspatio: note: ") for line in err.splitlines()] == [
+        "no effect: --num_samples, --skip_step1",
+        "--config_path c.yaml: not needed, the model's own sizes are taken",
+        "no effect: --prompt, since this model reads no text",
+    ]
+    code, out, err = run(capsys, *argv, "--size", "40x64", "-q")
+    assert code == 2 and err.startswith("inspatio: error: size: ") and "32x64 or 48x64" in err
+
+
+def test_missing_weights_are_told_at_once_and_all_of_them(capsys, tmp_path, monkeypatch):
+    """Before any clip is opened, and once for a whole folder."""
+    monkeypatch.setattr(checkpoints.table, "locate", lambda name: None)
+    monkeypatch.setattr(checkpoints, "locate", lambda name: None)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name in ("a", "b"):
+        (clips / f"{name}.mp4").write_text("not a video")
+    for source in ([clips / "a.mp4"], ["--input_dir", clips]):
+        code, out, err = run(capsys, "render", *source, "--generator", "star", "-o", tmp_path / "out")
+        assert code == 2 and err.count("\n") == 1
+        for name in ("inspatio-world-1.3b", "wan2.1-vae", "umt5-xxl", "umt5-tokenizer"):
+            assert err.count(f"{name} (") == 1, err
+    code, out, err = run(capsys, "render", tmp_path / "none.mp4", "--generator", "star", "-o", tmp_path / "out")
+    assert code == 2 and "none.mp4" in err, "a file that is not there is quicker to mend"
 
 
 def test_one_bad_clip_of_a_folder_does_not_stop_the_others(capsys, arc, tmp_path):

@@ -14,12 +14,14 @@ import torch
 from inspatio_core import pipeline
 from inspatio_core.errors import InputError
 from inspatio_core.export import MANIFEST, VideoWriter, frame_rate, write_kitti, write_tum
+from inspatio_core.generators import GeneratorOptions
 from inspatio_core.geometry.trajectory import load_poses, parse_trajectory
 from inspatio_core.latents import frame_counts
-from inspatio_core.pipeline import plan_poses, plan_trajectory, render_video
+from inspatio_core.pipeline import frames_along, plan_poses, plan_trajectory, render_video, start_along
 from inspatio_core.reference.scene import open_scene
 from inspatio_core.world import World
 from tests.clips import make_scene
+from tests.fake_generator import FakeGenerator
 from tests.synthetic import make_reference
 
 ARC = parse_trajectory("0 4 0\n0 12 0\n2 2 2")
@@ -212,6 +214,41 @@ def test_other_peoples_files_are_never_replaced(reference, tmp_path):
     assert (notes / "notes.txt").read_text() == "mine"
     with pytest.raises(InputError, match="is a file"):
         render_video(reference, poses[:2], indices[:2], notes / "notes.txt")
+
+
+@pytest.mark.parametrize("latents, look_ahead, count", [(1, 0, 1), (1, 3, 6), (3, 0, 5), (3, 0, 21), (2, 3, 10)])
+def test_every_frame_is_where_the_path_says_whatever_a_block_commits(reference, latents, look_ahead, count):
+    """First blocks of several frames and frames committed ahead: none is passed over, none comes late."""
+    poses, _ = plan_trajectory(reference, ARC)
+    indices = [(3 * i) % 10 for i in range(count)]
+    world = World(reference, FakeGenerator(look_ahead, latents), size=SIZE, device="cpu")
+    with start_along(world, poses[:count], indices) as session:
+        shown = list(frames_along(session, poses[:count], indices))
+        blocks = int(session.blocks)
+    assert [f.source_index for f in shown] == indices
+    assert torch.equal(torch.stack([f.world_from_camera for f in shown]), poses[:count])
+    assert [f.stamp for f in shown] == [i / world.fps for i in range(count)]
+    first = 4 * latents - 3
+    assert blocks == 1 + max(0, -(-(count - first) // (4 * latents))), "no block more than it takes"
+
+
+def test_the_manifest_tells_what_made_the_frames(reference, tmp_path):
+    def manifest(generator, options=None):
+        poses, indices = plan_trajectory(reference, ARC, adaptive=False)
+        render_video(reference, poses[:2], indices[:2], tmp_path / "o", generator=generator, options=options)
+        return json.loads((tmp_path / "o" / MANIFEST).read_text())
+
+    told = manifest("geometric", GeneratorOptions(prompt="a wall", model="14b"))
+    assert told["generator"] == "geometric" and told["generator_options"] is None and told["notices"] == []
+    generator = FakeGenerator(generates=True)
+    generator.notices = ("made up",)
+    told = manifest(generator, GeneratorOptions(prompt="a wall", model="14b", random_weights=True))
+    assert told["generator"] == "fake" and told["notices"] == ["made up"]
+    options = GeneratorOptions.parse(told["generator_options"])
+    assert options == GeneratorOptions(prompt="a wall", model="14b", random_weights=True)
+    assert manifest(generator)["generator_options"]["prompt"] == "", "the caption, of which there is none"
+    deaf = FakeGenerator(generates=True, needs=frozenset({"anchor"}))
+    assert manifest(deaf, GeneratorOptions(prompt="a wall"))["generator_options"]["prompt"] is None
 
 
 def test_frames_are_not_kept(reference, tmp_path, monkeypatch):

@@ -1,0 +1,186 @@
+"""What the star generator is made from, and what it refuses."""
+
+import copy
+import json
+import pickle
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inspatio_core import checkpoints
+from inspatio_core.codecs.wan_vae import random_weights
+from inspatio_core.errors import InputError
+from inspatio_core.generators import GeneratorOptions, make_generator
+from inspatio_core.generators.star import StarGenerator
+from inspatio_core.star.config import CONFIGS
+from inspatio_core.star.dit import build_star, randomise
+from inspatio_core.world import World
+
+from ..synthetic import make_reference
+
+SIZE = (32, 48)
+SMALL = CONFIGS["tiny"].replace(dim=48, ffn_dim=64, num_heads=2, num_layers=1, freq_dim=16)
+
+
+def create(**options) -> StarGenerator:
+    return make_generator("star", options=GeneratorOptions(**options), size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of a model of one's own, as ``checkpoint_path`` takes it."""
+    path = tmp_path_factory.mktemp("model")
+    (path / "config.json").write_text(SMALL.to_json())
+    model = build_star(SMALL)
+    randomise(model, seed=3)
+    save_file(model.state_dict(), path / "star.safetensors", {"star_config": SMALL.to_json()})
+    save_file(random_weights(SMALL.codec_width, 4), path / "codec.safetensors")
+    return path
+
+
+def frames(generator) -> torch.Tensor:
+    return World(make_reference(8, SIZE), generator, size=SIZE, memory=False).start().first.rgb
+
+
+def test_what_it_declares():
+    spec = create(random_weights=True).spec
+    assert (spec.name, spec.frames, spec.first_frames, spec.multiple, spec.look_ahead) == ("star", 4, 1, 16, 0)
+    assert spec.generates and not spec.framewise and spec.needs == {"anchor", "reference", "history"}
+    spec = create(random_weights=True, codec="tae", latents_per_block=3).spec
+    assert (spec.frames, spec.first_frames, spec.look_ahead) == (12, 9, 3)
+
+
+def test_random_weights_are_announced(folder):
+    assert "RANDOM WEIGHTS" in create(random_weights=True).notices[0]
+    assert not create(checkpoint_path=str(folder)).notices
+
+
+def test_weights_from_a_folder(folder):
+    generator = create(checkpoint_path=str(folder))
+    assert generator.model.config == SMALL
+    expected = build_star(SMALL)
+    randomise(expected, seed=3)
+    for ours, theirs in zip(generator.model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs) and not ours.requires_grad
+    rgb = frames(generator)
+    assert rgb.dtype == torch.uint8 and rgb.float().std() > 1
+    assert not torch.equal(rgb, frames(create(random_weights=True)))
+
+
+def test_weights_from_a_file_that_says_what_it_is(folder, monkeypatch):
+    file = str(folder / "star.safetensors")
+    with pytest.raises(InputError, match=r"Wan2\.1_VAE"):  # the network is there, its codec is not
+        create(checkpoint_path=file)
+    monkeypatch.setattr(checkpoints, "locate", lambda name: {"wan2.1-vae": folder / "codec.safetensors"}.get(name))
+    assert torch.equal(frames(create(checkpoint_path=file)), frames(create(checkpoint_path=str(folder))))
+
+
+def test_a_file_of_another_network_is_refused(folder, tmp_path):
+    (tmp_path / "config.json").write_text(SMALL.replace(num_layers=2).to_json())
+    for name in ("star.safetensors", "codec.safetensors"):
+        (tmp_path / name).symlink_to(folder / name)
+    with pytest.raises(InputError, match="blocks.1"):
+        create(checkpoint_path=str(tmp_path))
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(3)}, other)
+    with pytest.raises(InputError, match="other.safetensors"):
+        create(checkpoint_path=str(other))
+
+
+def test_everything_that_is_missing_is_named_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "locate", lambda name: None)
+    with pytest.raises(InputError) as error:
+        create(model="1.3b")
+    said = str(error.value)
+    for file in ("InSpatio-World-1.3B.safetensors", "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "tokenizer"):
+        assert file in said
+    with pytest.raises(InputError) as error:
+        create(model="1.3b", codec="tae")
+    assert "taew2_1" in str(error.value) and "Wan2.1_VAE" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"dtype": "int8"}, "dtype"),
+        ({"fp8": True}, "fp8"),
+        ({"model": "2b"}, "model"),
+        ({"codec": "jpeg"}, "codec"),
+        ({"checkpoint_path": "nowhere/at.all"}, "checkpoint_path"),
+        ({"tae_checkpoint_path": "tae.pth"}, "tae_checkpoint_path"),
+        ({"tae_checkpoint_path": "nowhere/tae.pth", "codec": "tae"}, "nowhere"),
+        ({"latents_per_block": 0}, "latents_per_block"),
+    ],
+)
+def test_options_that_cannot_be(options, what):
+    with pytest.raises(InputError, match=what):
+        create(random_weights=True, **options)
+
+
+def test_sizes_must_fit():
+    with pytest.raises(InputError, match="multiples of 16"):
+        World(make_reference(4, (40, 48)), "star", size=(40, 48), options=GeneratorOptions(random_weights=True))
+
+
+def test_a_prompt_needs_a_network_with_text():
+    generator = create(random_weights=True)
+    with pytest.raises(InputError, match="prompt"):
+        generator.encode_prompt("a cat")
+
+
+def test_prompts_come_from_option_or_caption(tmp_path):
+    config = tmp_path / "text.json"
+    config.write_text(json.dumps({**asdict(SMALL), "text": True, "text_dim": 16, "text_len": 24}))
+    reference = make_reference(4, SIZE)
+    generator = create(random_weights=True, model=str(config))
+    assert "text" in generator.spec.needs
+    object.__setattr__(reference, "caption", "a wall behind a panel")
+    assert generator.new_state(reference, 0).prompt == "a wall behind a panel"
+    assert create(random_weights=True, model=str(config), prompt="rain").new_state(reference, 0).prompt == "rain"
+
+
+def test_states_are_values(folder):
+    generator = create(checkpoint_path=str(folder))
+    session = World(make_reference(8, SIZE), generator, size=SIZE, memory=False).start()
+    state = session._states[0]
+    twin, again = copy.deepcopy(state), pickle.loads(pickle.dumps(state))
+    assert twin is not state and twin.last is state.last  # shared, since nothing writes to it
+    kept = state.last.clone()
+    session.step()
+    assert torch.equal(twin.last, kept) and not torch.equal(session._states[0].last, kept)
+    assert torch.equal(again.last, kept) and again.seed == state.seed
+
+
+def test_bfloat16_stays_close(folder):
+    exact = frames(create(checkpoint_path=str(folder))).float()
+    half = frames(create(checkpoint_path=str(folder), dtype="bfloat16")).float()
+    assert 0 < (exact - half).abs().mean() < 3
+
+
+def test_compatible_rounds_towards_zero(folder):
+    better, released = (frames(create(checkpoint_path=str(folder), compatible=c)).int() for c in (False, True))
+    assert set((better - released).unique().tolist()) == {0, 1}
+
+
+def test_nothing_grows_from_block_to_block(folder):
+    """Tensors alive, and the bytes they hold, are the same after 30 blocks as after 10."""
+    import gc
+
+    world = World(make_reference(8, SIZE), create(checkpoint_path=str(folder)), size=SIZE, map_limit=2000)
+    session = world.start()
+
+    def alive():
+        session.wait()
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
+        return len(tensors), sum(t.numel() * t.element_size() for t in tensors)
+
+    counts = []
+    for number in range(1, 31):
+        session.step(torch.tensor([[0, 0, 0.1, 0, 0.6, 0]], dtype=torch.float64))
+        if number in (10, 20, 30):
+            counts.append(alive())
+    (_, _), (tensors, size), (later, later_size) = counts
+    assert later == tensors and later_size < 1.01 * size  # the map's points, within its limit, come and go

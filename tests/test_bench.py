@@ -133,6 +133,16 @@ def test_one_layer_counted_for_all_does_what_all_do():
     assert flops["step"] + others * flops["layer of step"] == flops_denoise(TEXT, 12, 24, **executed).total
 
 
+def test_layers_are_timed_once_where_that_takes_long(monkeypatch):
+    model = small_model(NO_TEXT.replace(num_layers=1))
+    found = layers.time_by_layers(model, NO_TEXT, (4, 6), None)
+    assert list(found) == ["context", *(f"denoise_{k}" for k in (1, 2, 3, 4))]
+    assert {len(times) for times in found.values()} == {2}
+    monkeypatch.setattr(layers, "PATIENCE", 0.0)
+    assert {len(times) for times in layers.time_by_layers(model, NO_TEXT, (4, 6), None).values()} == {1}
+    assert {len(times) for times in layers.time_by_layers(model, NO_TEXT, (4, 6), None, 3).values()} == {3}
+
+
 # ------------------------------------------------------------------------------------------------------------ stages
 
 
@@ -432,7 +442,17 @@ def test_kernels_by_shape(capsys, tmp_path):
     assert result["best"]["attention"] == {"context attention": "sdpa", "denoise attention": "sdpa"}
     expected = sum(row["calls_per_block"] * min(row["ms"].values()) for row in rows.values())
     assert result["best"]["block_ms"]["best"] == pytest.approx(expected)
-    assert not result["smaller_than_asked"] and "products and self attention of a block" in said
+    assert (
+        not result["smaller_than_asked"] and "products and self attention of a block" in said and "SMALLER" not in said
+    )
+
+
+def test_kernels_of_large_pictures_are_made_smaller_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(micro, "seconds_per_call", lambda function, device, budget: function() is not None)
+    said = []
+    result = micro.star_micro(CONFIGS["tiny"], CPU, torch.float32, machine.describe(), (480, 832), tell=said.append)
+    assert result["smaller_than_asked"] and result["latent_tokens"] == micro.CPU_LATENT_TOKENS
+    assert any("SMALLER than the 1560 tokens" in line for line in said)
 
 
 def test_kernels_do_all_products_of_a_block():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -11,12 +12,15 @@ from inspatio_core.star.config import LATENT_CHANNELS, MASK_CHANNELS, StarConfig
 from inspatio_core.star.dit import StarDiT, TextKV
 from inspatio_core.star.rollout import Rollout
 
+PATIENCE = 30.0  # seconds
+
 
 @torch.no_grad()
 def time_by_layers(
-    model: StarDiT, config: StarConfig, size: tuple[int, int], text: TextKV | None, repeats: int
+    model: StarDiT, config: StarConfig, size: tuple[int, int], text: TextKV | None, repeats: int | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of ``context`` and of each ``denoise_*`` of one slot, `repeats` times.
+    """Seconds of ``context`` and of each ``denoise_*`` of one slot, `repeats` times (None: twice, or once where that
+    takes long).
 
     A context pass is embedding and keys and values of the last layer, which is what that of `model` is, and the other
     layers. A denoising step is embedding, one layer and head, which is what that of `model` is, and the other layers.
@@ -30,7 +34,10 @@ def time_by_layers(
         part()
     parts, watch = _parts(model, size, text), Stopwatch(model.device)
     seconds: dict[str, list[float]] = {}
-    for _ in range(repeats):
+    begun = time.perf_counter()
+    for repeat in range(repeats or 2):
+        if repeats is None and repeat and time.perf_counter() - begun > PATIENCE:
+            break
         watch.start()
         for name, part in parts.items():
             part()

@@ -171,6 +171,10 @@ def star_micro(
     """
     real = image_size[0] * image_size[1] // config.multiple**2
     tokens = min(real, CPU_LATENT_TOKENS) if device.type == "cpu" else real
+    place = machine.get("gpu", machine["cpu"])
+    tell(f"{place}, torch {machine['torch']}, {str(dtype).removeprefix('torch.')}, {tokens} tokens a latent")
+    if tokens < real:
+        tell(f"SMALLER than the {real} tokens of {image_size[0]}x{image_size[1]}, which would take long here")
     tell(f"{'':22}{'shape':>22} {'calls':>6}  TFLOP/s by kernel")
     rows = []
     with torch.no_grad():
@@ -251,7 +255,8 @@ def recommend(rows: list[dict], chosen: str) -> dict:
                 lines.append(f"{where} q, k, v in one product, {name}: {ratio:.2f} times as fast as in three")
     if best_ms is not None:
         plain = "not known" if plain_ms is None else f"{plain_ms:.1f} ms"
-        lines.append(f"products and self attention of a block: {plain} as it is, {best_ms:.1f} ms by the best kernels")
+        what = "products and self attention of a block of these shapes"
+        lines.append(f"{what}: {plain} as it is, {best_ms:.1f} ms by the best kernels")
     return {
         "attention": best["attention"],
         "products": best["product"],

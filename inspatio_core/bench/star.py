@@ -56,7 +56,7 @@ PATHS: dict[str, dict[str, bool] | None] = {
 """What can be measured: the plain rollout, and `FastRollout` with these arguments."""
 PROMPT_ROWS = 100  # the length of a caption; what it says does not matter here
 BY_LAYERS = 4e12  # operations a block; on a CPU larger networks are timed layer by layer
-CODEC_PARTS = {"wan": (96, 160), "tae": (240, 416)}
+CODEC_PARTS = {"wan": (64, 112), "tae": (240, 416)}
 """The part of the picture that a codec of full width is then timed on."""
 
 
@@ -176,7 +176,7 @@ class _Bench:
         size = options.slots * flops_block(self.config, self.latent_tokens).total
         self.by_layers = on_cpu and not options.whole and size > BY_LAYERS
         self.paths = _paths(options, self.device, self.by_layers)
-        self.blocks = options.blocks or (20 if not on_cpu else 2 if self.by_layers else 5)
+        self.blocks = options.blocks or (5 if on_cpu else 20)
         self.warm_up = options.warm_up or (0 if self.by_layers else 2)
         self.weights = Weights.find(options, self.config)
         self.notes: list[str] = []
@@ -230,11 +230,12 @@ class _Bench:
     def layer_by_layer(self) -> list[_Measured]:
         """The plain path from one layer, and from a part of the picture for a codec of full width."""
         layers, picture = self.config.num_layers, self.options.image_size
-        self.tell(f"one of {layers} layers, {self.blocks} times")
+        self.tell(f"one of {layers} layers")
         self.notes.append(f"SCALED: one layer of the network was timed, and counted for {layers}")
         model = self.weights.make_star(self.config.replace(num_layers=1), self.device, self.dtype, one_layer=True)
         text = self.text(model)[0]
-        network = time_by_layers(model, self.config, self.latents, text, self.blocks)
+        network = time_by_layers(model, self.config, self.latents, text, self.options.blocks)
+        self.blocks = len(network["context"])
         for stage, times in network.items():
             network[stage] = [self.options.slots * t for t in times]
         del model

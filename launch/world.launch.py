@@ -1,6 +1,7 @@
 """Start a world: a robot with a camera in a place that was filmed once.
 
     ros2 launch inspatio world.launch.py video:=clip.mp4
+    ros2 launch inspatio world.launch.py generator:=star prompt:="a kitchen, morning light"
     ros2 launch inspatio world.launch.py --show-args
 """
 
@@ -25,10 +26,18 @@ ARGUMENTS = [
     # name, type, default, description
     ("video", str, "", "video file, folder of images or one image to drive through; empty: the scene"),
     ("scene", str, "", "scene folder or name of a shipped scene; empty with no video: courtyard"),
-    ("generator", str, "geometric", "what turns geometry into frames: geometric"),
-    ("checkpoint_path", str, "", "weights of the generator, for generators that have any"),
+    ("generator", str, "geometric", "what turns geometry into frames: geometric, or star, the diffusion transformer"),
+    ("checkpoint_path", str, "", "weights of star, a file or a model's folder; empty: where they belong"),
+    ("model", str, "auto", "size of star: 1.3b, 14b, tiny or a JSON file of its fields; auto: what the weights are of"),
+    ("codec", str, "auto", "autoencoder of star: auto, wan, tae; auto: what the model was made with"),
+    ("tae_checkpoint_path", str, "", "weights of the tae codec; empty: where they belong"),
+    ("prompt", str, "", "what the video shows, for models that read text; empty: the reference's caption"),
+    ("random_weights", bool, "false", "make the weights up instead of reading any: noise, for tests and measurements"),
+    ("latents_per_block", int, "0", "latent frames of a block, 4 frames each; 0: the generator's own"),
+    ("compile", bool, "false", "compile the network before the first frame"),
+    ("fp8", bool, "false", "large products of the network in 8 bits, on GPUs that can"),
     ("device", str, "auto", "auto, cpu or cuda:N"),
-    ("dtype", str, "auto", "number format of networks: auto, float32, float16, bfloat16"),
+    ("dtype", str, "auto", "number format of the network: auto (bfloat16 on CUDA), float32, float16, bfloat16"),
     ("size", str, "auto", "HEIGHTxWIDTH, such as 480x832; auto: 480x832, or 832x480 for an upright video"),
     ("fps", float, "24.0", "frames per second of sim time"),
     ("seed", int, "0", "seed of the generator"),

@@ -30,7 +30,10 @@ from rosgraph_msgs.msg import Clock
 from simulation_interfaces.msg import SimulationState
 from simulation_interfaces.srv import GetSimulationState
 
+from inspatio_core import checkpoints
 from inspatio_core.errors import InputError
+from inspatio_core.generators import GeneratorOptions
+from tests.fake_generator import FakeGenerator
 from tests.ros.graph import SIZE, Driver, Launched, alive, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +56,8 @@ class TestArguments:
         described = dict(re.findall(r"'(\w+)':\n\s+(.+)", shown.stdout))
         wanted = (
             "video scene generator checkpoint_path device dtype size fps seed pacing planar metres_per_unit stamped "
-            "namespace frame_prefix publish_clock relative_to_source memory loop"
+            "namespace frame_prefix publish_clock relative_to_source memory loop model codec tae_checkpoint_path "
+            "prompt random_weights latents_per_block compile fp8"
         ).split()
         assert set(wanted) <= set(described) and all(len(d) > 10 for d in described.values())
 
@@ -75,6 +79,9 @@ class TestArguments:
             ("size", "480x9999", "size: 480x9999 is not a size"),
             ("pacing", "fast", "pacing: 'fast' is not one of"),
             ("dtype", "int4", "dtype: 'int4' is not one of"),
+            ("codec", "vqgan", "codec: 'vqgan' is not one of"),
+            ("tae_checkpoint_path", "/nowhere.pth", "tae_checkpoint_path: /nowhere.pth does not exist"),
+            ("latents_per_block", -1, "latents_per_block"),
             ("loop", "twice", "loop: 'twice' is not one of"),
             ("checkpoint_path", "/nowhere.safetensors", "checkpoint_path: /nowhere.safetensors does not exist"),
             ("fps", 0.0, "fps"),
@@ -102,6 +109,24 @@ class TestArguments:
         assert (text, code) == ("device: 'cuda:3' is not here", 2)
         text, code = node.explain(ZeroDivisionError("division\nby zero"), settings)
         assert (text, code) == ("ZeroDivisionError: division by zero", 1)
+
+    def test_parameters_make_the_generators_options(self):
+        context = Context()
+        rclpy.init(context=context)
+        given = {"generator": "star", "model": "14b", "codec": "tae", "prompt": "a kitchen", "random_weights": True}
+        given |= {"latents_per_block": 2, "compile": True, "fp8": True, "dtype": "float16"}
+        overrides = [Parameter(name, value=value) for name, value in given.items()]
+        nodes = [Node("n", context=context, parameter_overrides=o) for o in (overrides, [])]
+        try:
+            settings, defaults = (parameters.declare(n) for n in nodes)
+        finally:
+            for n in nodes:
+                n.destroy_node()
+            rclpy.shutdown(context=context)
+        del given["generator"]
+        assert settings.options == GeneratorOptions(**given) and defaults.options == GeneratorOptions()
+        assert defaults.unused == []
+        assert settings.unused == ["model", "codec", "random_weights", "compile", "fp8", "dtype"]
 
     def test_what_is_opened(self):
         def source(**fields):
@@ -241,12 +266,28 @@ class TestBadInput:
             ("generator:=dreams", "generator: "),
             ("device:=cuda:77", "device: "),
             ("scene:=nowhere", "scene: nowhere: no such"),
+            ("latents_per_block:=65", "latents_per_block"),
         ],
     )
     def test_a_bad_generator_device_or_scene(self, capfd, value, line):
         code, output = run_node(capfd, value)
         assert code == 2 and len(output) == 1, output
         assert "[FATAL]" in output[0] and line in output[0]
+
+    def test_all_missing_weights_are_told_before_anything_is_opened(self, capfd, monkeypatch):
+        monkeypatch.setattr(checkpoints, "locate", lambda name: None)
+        monkeypatch.setattr(checkpoints.table, "locate", lambda name: None)
+        monkeypatch.setattr(node, "open_reference", lambda *args, **kwargs: pytest.fail("the clip was opened"))
+        code, output = run_node(capfd, "generator:=star")
+        assert code == 2 and len(output) == 1 and "[FATAL]" in output[0], output
+        for name in ("inspatio-world-1.3b", "wan2.1-vae", "umt5-xxl", "umt5-tokenizer"):
+            assert output[0].count(f"{name} (") == 1
+
+    def test_a_size_that_the_generator_does_not_work_at(self, capfd, monkeypatch):
+        monkeypatch.setattr(node, "open_reference", lambda *args, **kwargs: pytest.fail("the clip was opened"))
+        monkeypatch.setattr(node, "make_generator", lambda name, **options: FakeGenerator(multiple=16))
+        code, output = run_node(capfd, "generator:=star", "size:=120x208")
+        assert code == 2 and len(output) == 1 and "size: generator fake works at multiples of 16" in output[0], output
 
 
 class TestSignals:
@@ -338,7 +379,9 @@ def test_notices_reach_diagnostics_and_the_log(graph, tmp_path):
     for i in range(4):
         cv2.imwrite(str(clip / f"{i}.png"), wall[60:180, 40 + 4 * i :][:, :208])
     env = {"INSPATIO_CACHE": str(cache), "PYTHONPATH": f"{hidden}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    launched = Launched(f"video:={clip}", f"size:={SIZE}", f"checkpoint_path:={tmp_path}", env=env)
+    launched = Launched(
+        f"video:={clip}", f"size:={SIZE}", f"checkpoint_path:={tmp_path}", "fp8:=true", "prompt:=a wall", env=env
+    )
     try:
         diagnostics = graph.topic(DiagnosticArray, "/diagnostics")
         until(lambda: (s := status(diagnostics)) and s.level == DiagnosticStatus.WARN, "a warning in diagnostics")
@@ -349,7 +392,12 @@ def test_notices_reach_diagnostics_and_the_log(graph, tmp_path):
             assert sum(part in notice for notice in notices) == 1, notices
             assert "[WARN]" in launched.wait_line(part)
         assert next(v.value for v in seen.values if v.key == "depth source") == "tilted plane"
-        assert "[WARN]" in launched.wait_line("checkpoint_path: generator geometric uses no checkpoint")
+        for part in (
+            "checkpoint_path: generator geometric uses no checkpoint",
+            "fp8: generator geometric has no network",
+            "prompt: generator geometric, with its model, reads no text, ignored",
+        ):
+            assert "[WARN]" in launched.wait_line(part)
     finally:
         graph.close_topics()
         assert launched.end() == 0, launched.output

@@ -494,6 +494,8 @@ def test_parameters_are_described_and_checked(world):
     assert not set_parameter(world, "fps", 12.0).successful
     assert not set_parameter(world, "jpeg_quality", 1000).successful
     assert set_parameter(world, "max_linear", 5.0).successful
+    refused = set_parameter(world, "prompt", "a kitchen")
+    assert (refused.successful, refused.reason) == (False, "prompt: generator geometric, with its model, reads no text")
 
 
 def test_sensor_topics_are_reliable_and_nothing_is_made_for_nobody(world):

@@ -38,6 +38,7 @@ from inspatio_ros import frames, messages, parameters
 from inspatio_ros.commands import Commands
 from inspatio_ros.outputs import Frames, MapCloud, Stamps
 from inspatio_ros.process import Stop
+from inspatio_ros.prompts import Prompts
 from inspatio_ros.worker import State, Worker
 
 FARTHEST = 1e4
@@ -64,6 +65,7 @@ class WorldNode(Node):
         self.stop = stop
         self.error: BaseException | None = None
         self.reference: Reference | None = None
+        self.notices: tuple[str, ...] = ()
         self.commands = Commands(self.settings.cmd_vel_timeout)
         self._stamps = Stamps(self, self.settings.publish_clock, 1.0 / self.settings.fps)
         self.frames = Frames(self, self.settings, self._stamps)
@@ -76,6 +78,7 @@ class WorldNode(Node):
             fps=self.settings.fps,
             pacing=self.settings.pacing,
         )
+        self.prompts = Prompts(self.worker, self.get_logger().info, self.get_logger().error)
         self._map = MapCloud(self, self.settings, self._map_stamp, self._point_map)
         self.create_subscription(
             TwistStamped if self.settings.stamped else Twist,
@@ -129,7 +132,14 @@ class WorldNode(Node):
     def _open_world(self, progress) -> tuple[World, Session]:
         s = self.settings
         # What can be told at once is told before a clip is prepared for minutes.
-        device, generator = choose_device(s.device), make_generator(s.generator)
+        device, size = choose_device(s.device), None if s.size == "auto" else s.size
+        progress("making the generator", 0.0)
+        generator = make_generator(s.generator, options=s.options, device=device, size=size)
+        if size is not None:
+            World(generator=generator, size=size, device=device)  # refuses a size that the generator does not work at
+        self.notices = tuple(getattr(generator, "notices", ()))
+        for notice in self.notices:
+            self.get_logger().warning(notice)
         argument, source = s.source
         progress(f"opening {source}", 0.0)
         try:
@@ -157,13 +167,26 @@ class WorldNode(Node):
         world, reference, log = self.worker.world, self.reference, self.get_logger()
         for notice in reference.notices:
             log.warning(notice)
-        if self.settings.checkpoint_path:
-            log.warning(f"checkpoint_path: generator {self.settings.generator} uses no checkpoint, ignored")
+        self.notices += tuple(reference.notices)
+        if self.settings.generator == "geometric":
+            if self.settings.checkpoint_path:
+                log.warning("checkpoint_path: generator geometric uses no checkpoint, ignored")
+            if unused := self.settings.unused:
+                log.warning(f"{', '.join(unused)}: generator geometric has no network, ignored")
+        if "text" in world.generator.spec.needs:
+            self.prompts.followed = self._prompt(self.settings.prompt)
+        elif self.settings.prompt:
+            log.warning(f"prompt: generator {self.settings.generator}, with its model, reads no text, ignored")
         size = "x".join(map(str, world.size))
         log.info(
             f"driving {reference.name}: {reference.frame_count} frames at {reference.fps:g} fps, {size}, "
             f"generator {self.settings.generator} on {world.device}"
         )
+
+    def _prompt(self, text: str) -> str:
+        """What to follow where the parameter is ``text``."""
+        caption = self.reference.caption if self.reference is not None else None
+        return text or caption or ""
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
@@ -321,6 +344,8 @@ class WorldNode(Node):
             for parameter in changes:
                 if parameter.name == "loop":
                     parameters.check_choice("loop", parameter.value)
+                elif parameter.name == "prompt":
+                    self.prompts.check(self._prompt(parameter.value))
         except InputError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -333,6 +358,8 @@ class WorldNode(Node):
                 self.commands.playhead(loop=parameter.value)
             elif parameter.name == "cmd_vel_timeout":
                 self.commands.timeout = parameter.value
+            elif parameter.name == "prompt":
+                self.prompts.take(self._prompt(parameter.value))
 
     # ---------------------------------------------------------------------------------------------- diagnostics
 
@@ -377,10 +404,12 @@ class WorldNode(Node):
                 "map points": len(worker.session.maps[0]),
                 "map limit": s.map_limit,
             }
-            values |= {f"notice {i + 1}": notice for i, notice in enumerate(reference.notices)}
-            if reference.notices:
+            if self.prompts.followed is not None:
+                values["prompt"] = self.prompts.followed
+            values |= {f"notice {i + 1}": notice for i, notice in enumerate(self.notices)}
+            if self.notices:
                 status.level = DiagnosticStatus.WARN
-                status.message = "; ".join(reference.notices)
+                status.message = "; ".join(self.notices)
         status.values = [KeyValue(key=k, value=str(v)) for k, v in values.items()]
         return status
 

@@ -11,11 +11,13 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from inspatio_core.errors import InputError
+from inspatio_core.generators import GeneratorOptions
 
 DEFAULT_SCENE = "courtyard"
 LOOPS = ("loop", "bounce", "hold")
 PACINGS = ("lockstep", "realtime")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+CODECS = ("auto", "wan", "tae")
 SHORTEST_SIDE, LONGEST_SIDE = 16, 4096  # pixels
 
 
@@ -33,10 +35,18 @@ def _p(default, description: str, *, runtime: bool = False, low: float | None = 
 PARAMETERS = {
     "video": _p("", "video file, folder of images or one image to drive through; empty: the scene"),
     "scene": _p("", f"scene folder, or the name of a shipped scene; empty with no video: {DEFAULT_SCENE}"),
-    "generator": _p("geometric", "what turns geometry into frames: geometric"),
-    "checkpoint_path": _p("", "weights of the generator, for generators that have any"),
+    "generator": _p("geometric", "what turns geometry into frames: geometric, or star, the diffusion transformer"),
+    "checkpoint_path": _p("", "weights of star, a file or a model's folder; empty: where they belong"),
+    "model": _p("auto", "size of star: 1.3b, 14b, tiny or a JSON file of its fields; auto: what the weights are of"),
+    "codec": _p("auto", f"autoencoder of star: {', '.join(CODECS)}; auto: what the model was made with"),
+    "tae_checkpoint_path": _p("", "weights of the tae codec; empty: where they belong"),
+    "prompt": _p("", "what the video shows, for models that read text; empty: the reference's caption", runtime=True),
+    "random_weights": _p(False, "make the weights up instead of reading any: noise, for tests and measurements"),
+    "latents_per_block": _p(0, "latent frames of a block, 4 frames each; 0: the generator's own", low=0, high=64),
+    "compile": _p(False, "compile the network before the first frame"),
+    "fp8": _p(False, "large products of the network in 8 bits, on GPUs that can"),
     "device": _p("auto", "auto, cpu or cuda:N"),
-    "dtype": _p("auto", f"number format of networks: {', '.join(DTYPES)}"),
+    "dtype": _p("auto", f"number format of the network: {', '.join(DTYPES)}; auto: bfloat16 on CUDA, else float32"),
     "size": _p("auto", "HEIGHTxWIDTH of the frames, such as 480x832; auto: 480x832, or 832x480 for an upright video"),
     "fps": _p(24.0, "frames per second of sim time", low=0.1, high=1000.0),
     "seed": _p(0, "seed of the generator", low=0, high=2**31 - 1),
@@ -83,6 +93,14 @@ class Settings:
     scene: str
     generator: str
     checkpoint_path: str
+    model: str
+    codec: str
+    tae_checkpoint_path: str
+    prompt: str
+    random_weights: bool
+    latents_per_block: int
+    compile: bool
+    fp8: bool
     device: str
     dtype: str
     size: tuple[int, int] | str
@@ -113,6 +131,28 @@ class Settings:
         """(the argument that names it, the path or the shipped scene's name) of what to open."""
         return ("video", self.video) if self.video else ("scene", self.scene or DEFAULT_SCENE)
 
+    @property
+    def options(self) -> GeneratorOptions:
+        """How to make the generator."""
+        return GeneratorOptions(
+            checkpoint_path=self.checkpoint_path,
+            model=self.model,
+            codec=self.codec,
+            tae_checkpoint_path=self.tae_checkpoint_path,
+            prompt=self.prompt or None,
+            random_weights=self.random_weights,
+            dtype=self.dtype,
+            compile=self.compile,
+            fp8=self.fp8,
+            latents_per_block=self.latents_per_block or None,
+        )
+
+    @property
+    def unused(self) -> list[str]:
+        """What was set and that the geometric generator has no use for; checkpoint_path and prompt apart."""
+        names = ("model", "codec", "tae_checkpoint_path", "random_weights", "compile", "fp8", "dtype")
+        return [name for name in names if getattr(self, name) != PARAMETERS[name][0]]
+
 
 def parse_size(text: str) -> tuple[int, int] | str:
     """``"480x832"`` as (480, 832), ``"auto"`` as it is; InputError otherwise, and for sides that no world can have."""
@@ -129,7 +169,7 @@ def parse_size(text: str) -> tuple[int, int] | str:
 
 def check_choice(name: str, value: str) -> None:
     """InputError if a parameter that is one of a few words is another."""
-    choices = {"loop": LOOPS, "pacing": PACINGS, "dtype": DTYPES}[name]
+    choices = {"loop": LOOPS, "pacing": PACINGS, "dtype": DTYPES, "codec": CODECS}[name]
     if value not in choices:
         raise InputError(f"{name}: '{value}' is not one of {', '.join(choices)}")
 
@@ -144,13 +184,15 @@ def declare(node: Node) -> Settings:
     """
     values = {n: node.declare_parameter(n, default, d).value for n, (default, d) in PARAMETERS.items()}
     settings = Settings(**{f.name: values[f.name] for f in fields(Settings)})
-    for name in ("loop", "pacing", "dtype"):
+    for name in ("loop", "pacing", "dtype", "codec"):
         check_choice(name, values[name])
     settings.size = parse_size(values["size"])
     if settings.video and settings.scene:
         raise InputError("video and scene: both are given; leave one empty")
-    if settings.checkpoint_path and not Path(settings.checkpoint_path).expanduser().exists():
-        raise InputError(f"checkpoint_path: {settings.checkpoint_path} does not exist; leave it empty or name a file")
+    for name in ("checkpoint_path", "tae_checkpoint_path"):
+        path = getattr(settings, name)
+        if path and not Path(path).expanduser().exists():
+            raise InputError(f"{name}: {path} does not exist; leave it empty or name a file")
     if not math.isfinite(settings.fps):
         raise InputError(f"fps: {settings.fps} is not a frame rate; use a number such as 24.0")
     if settings.world_frame == "auto":

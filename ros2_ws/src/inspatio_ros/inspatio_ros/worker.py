@@ -139,6 +139,13 @@ class Worker:
         """Sim time, seconds: frames shown / fps."""
         return self._shown * self._period
 
+    @property
+    def made(self) -> float:
+        """Sim time of the last frame there is, shown or not yet."""
+        with self._cv:
+            waiting = sum(frame.stride for frame, _ in (*self._queue, *self._held))
+            return (self._shown + waiting) * self._period
+
     def start(self) -> None:
         """Start both threads."""
         for thread in self._threads:

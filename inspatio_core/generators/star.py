@@ -221,7 +221,7 @@ class StarGenerator:
             for step in range(len(rollout.sampler))
         ]
         prompts = [s.prompt for s in states]
-        text = [self._text([prompts[row] for row in rows]) for rows in self._groups(len(states))]
+        text = [self._text(prompts[rows]) for rows in self._groups(len(states))]
         condition = Condition(latents, encoders, [self._upload(n) for n in drawn], prompts, text)
         for group, rows in enumerate(self._groups(len(states))):
             self._context(condition, group, rows, states)
@@ -245,7 +245,7 @@ class StarGenerator:
         mask = mask_latent(mask, first=fresh)
         parts = []
         for group, rows in enumerate(self._groups(b)):
-            workspace = self._workspace(group, len(rows), *render.shape[-2:])
+            workspace = self._workspace(group, rows.stop - rows.start, *render.shape[-2:])
             if workspace.ticket is not condition:  # another session's block came in between
                 self._context(condition, group, rows, states)
             rollout = self.rollout(*render.shape[-2:])
@@ -267,10 +267,10 @@ class StarGenerator:
             self._rollouts[key] = self._wrap(Rollout(self.model, height, width))
         return self._rollouts[key]
 
-    def _groups(self, batch: int) -> list[slice | list[int]]:
+    def _groups(self, batch: int) -> list[slice]:
         """Rows that run together."""
         together = self.model.device.type != "cpu"
-        return [list(range(batch))] if together else [[row] for row in range(batch)]
+        return [slice(0, batch)] if together else [slice(row, row + 1) for row in range(batch)]
 
     def _workspace(self, group: int, batch: int, height: int, width: int) -> Workspace:
         key = (group, batch, height, width)
@@ -278,12 +278,11 @@ class StarGenerator:
             self._workspaces[key] = self.rollout(height, width).workspace(batch)
         return self._workspaces[key]
 
-    def _context(self, condition: Condition, group: int, rows: list[int], states: Sequence[StarState]) -> None:
-        latents = condition.latents[rows]
-        workspace = self._workspace(group, len(rows), *latents.shape[-2:])
+    def _context(self, condition: Condition, group: int, rows: slice, states: Sequence[StarState]) -> None:
+        latents, before = condition.latents[rows], [state.last for state in states[rows]]
+        workspace = self._workspace(group, len(before), *latents.shape[-2:])
         workspace.ticket = None
-        first = states[rows[0]].last is None
-        last = None if first else torch.stack([states[row].last for row in rows])
+        last = None if before[0] is None else torch.stack(before)
         self.rollout(*latents.shape[-2:]).context(latents, last, workspace, condition.text[group])
         workspace.ticket = condition
 

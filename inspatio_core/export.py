@@ -38,7 +38,7 @@ def _parents(path: Path) -> Iterator[None]:
         if not os.access(path.parent, os.W_OK):
             raise PermissionError("no write permission")
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot write there ({error.strerror or error}); choose another -o") from error
+        raise InputError(f"{path.parent}: cannot write there ({error.strerror or error}); choose another place") from error
     try:
         yield
     except BaseException:
@@ -83,9 +83,9 @@ def check_replaceable(path: str | Path) -> None:
     try:
         held = set(json.loads((path / MANIFEST).read_text())["files"]) | {MANIFEST}
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is not empty and not an earlier render; choose another -o") from None
+        raise InputError(f"{path}: is not empty and not an earlier render; choose another place") from None
     if foreign := sorted(names - held):
-        raise InputError(f"{path}: holds {foreign[0]}, which is not part of the earlier render; choose another -o")
+        raise InputError(f"{path}: holds {foreign[0]}, which is not part of the earlier render; choose another place")
 
 
 @contextmanager

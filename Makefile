@@ -1,10 +1,10 @@
-# make run    start the world and its ROS 2 topics: make run VIDEO=clip.mp4 ARGS="size:=320x480 generator:=geometric"
+# make run    start the world and its ROS 2 topics: make run VIDEO=clip.mp4 GENERATOR=star ARGS="size:=320x480"
 # make test   run the tests; ARGS goes to pytest. make test-all adds the slow ones
 # make lint   check the style;  make clean removes what was built;  make distclean also .venv and .ros
 #
 # The first call sets everything up: .venv, pinned packages, ROS 2 (ROS=none does without). PYTHON=... names a Python 3.12.
 
-export ARGS PYTHON ROS VIDEO
+export ARGS GENERATOR PYTHON ROS VIDEO
 VENV_PYTHON := .venv/bin/python
 
 .PHONY: help run test test-all lint clean distclean setup

@@ -1,7 +1,8 @@
 """`make run`: start the world on the sample scene or on VIDEO, until Ctrl-C.
 
-Reads the variables VIDEO (a clip or a scene folder) and ARGS (launch arguments `name:=value ...`). With ROS=none it
-renders VIDEO to outputs/ instead; ARGS are then arguments of `inspatio render`.
+Reads the variables VIDEO (a clip or a scene folder), GENERATOR (what makes the frames: geometric or star) and ARGS
+(launch arguments `name:=value ...`). With ROS=none it renders VIDEO to outputs/ instead; ARGS are then arguments of
+`inspatio render`.
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ def main() -> int:
     try:
         kind = environment.find_ros(os.environ)
         video = chosen_video(os.environ.get("VIDEO", ""))
-        arguments = shlex.split(os.environ.get("ARGS", ""))
+        generator, arguments = os.environ.get("GENERATOR", ""), shlex.split(os.environ.get("ARGS", ""))
         if kind == environment.NONE:
-            return render(video or SAMPLE, arguments)
-        return launch(kind, video, arguments)
+            return render(video or SAMPLE, [*(["--generator", generator] if generator else []), *arguments])
+        return launch(kind, video, [*([f"generator:={generator}"] if generator else []), *arguments])
     except SetUpError as error:
         print(f"make run: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import environment
 import pytest
+import run as make_run
 import supervise
 
 from tests.packaging.terminal import press_ctrl_c, start_in_terminal
@@ -53,3 +55,20 @@ def test_run_tells_a_missing_video_in_one_line():
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.strip() == "make run: VIDEO=no such clip.mp4: no such file, folder or shipped scene"
+
+
+@pytest.mark.parametrize(
+    "kind, chosen",
+    [(environment.NONE, ["--generator", "star", "--size", "64x96"]),
+     (environment.INSTALLED, ["generator:=star", "--size", "64x96"])],
+)  # fmt: skip
+def test_the_generator_has_a_variable_of_its_own(monkeypatch, kind, chosen):
+    started = []
+    monkeypatch.setattr(make_run, "supervise", lambda command, env: started.append(command) or 0)
+    monkeypatch.setattr(environment, "find_ros", lambda env: kind)
+    monkeypatch.setattr(environment, "workspace_environment", lambda kind, env: {})
+    monkeypatch.setenv("GENERATOR", "star")
+    monkeypatch.setenv("ARGS", "--size 64x96")
+    assert make_run.main() == 0 and started[0][-len(chosen) :] == chosen
+    monkeypatch.setenv("GENERATOR", "")
+    assert make_run.main() == 0 and not any("generator" in str(word) for word in started[1])

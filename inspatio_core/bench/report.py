@@ -192,7 +192,7 @@ def table(report: dict) -> str:
 
 
 def _row(name: str, row: dict) -> str:
-    times = "".join(f"{row[key]:10.2f}" for key in ("median_ms", "best_ms", "worst_ms"))
+    times = "".join(f"{row[key]:10.{2 if row[key] < 1e5 else 0}f}" for key in ("median_ms", "best_ms", "worst_ms"))
     return f"{name.replace('_', ' '):26}{times}"
 
 

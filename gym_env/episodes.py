@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from gym_env.settings import Settings
 from gym_env.spaces import Actions, Observations
 from inspatio_core.errors import InputError
+from inspatio_core.generators import GeneratorOptions
 from inspatio_core.geometry.motion import se3_exp
 from inspatio_core.geometry.playhead import PlayheadCommand
 from inspatio_core.reference import Reference, open_reference
@@ -84,8 +86,10 @@ class Episodes:
         self.all_frames = all_frames
         self.actions = Actions(settings)
         self.observations = Observations(settings)
+        options = GeneratorOptions.parse(settings.generator_options)
         self.world = World(
             generator=settings.generator,
+            options=options,
             size=settings.size,
             device=settings.device,
             fps=settings.fps,
@@ -93,7 +97,13 @@ class Episodes:
             map_limit=min(MAP_LIMIT, MAP_FRAMES * settings.size[0] * settings.size[1]) if settings.memory else 1,
             loop=settings.loop,
         )
-        self.block_frames = self.world.generator.spec.frames
+        spec = self.world.generator.spec
+        notices = list(getattr(self.world.generator, "notices", ()))
+        if options.prompt is not None and "text" not in spec.needs:
+            notices.append(f"prompt: generator {spec.name}, with its model, reads no text, ignored")
+        for notice in notices:
+            warnings.warn(notice, stacklevel=3)
+        self.block_frames, self.first_frames = spec.frames, spec.first_frames + spec.look_ahead
         self.blocks_per_step = settings.steps_per_action(self.block_frames)
         self.names, self.references = self._open(settings.scenes)
         if settings.start_frame is not None:
@@ -173,7 +183,8 @@ class Episodes:
             frames.append(frame)
             poses.append(self._pose(pose))
             seeds.append(int(seed))
-        start = dict(start_indices=frames, start_poses=torch.stack(poses))
+        # However many frames the first block has, they show the moment that the episode starts at.
+        start = dict(start_indices=[[f] * self.first_frames for f in frames], start_poses=torch.stack(poses))
         if self.session is None:
             self.session = self.world.start(scenes, seeds, **start)
             block = self.session.first

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from inspatio_core.errors import InputError
@@ -35,7 +35,9 @@ class Settings:
         fps: frames per second of world time.
         start_frame: source frame an episode starts at; None: drawn.
         start_jitter: (metres, radians) half-widths of the uniform offset of the start pose, per axis.
-        generator: name of the generator.
+        generator: name of the generator: "geometric" or "star".
+        generator_options: fields of ``inspatio_core.generators.GeneratorOptions`` for generators that have a network,
+            such as ``{"checkpoint_path": "...", "prompt": "a kitchen"}``.
         device: "auto", "cpu", "cuda", "cuda:N".
         memory: keep a point map per world, which shows what earlier frames saw; costs time.
         reward_fn: ``f(observation, action, info) -> float`` for one world; None: reward 0.
@@ -58,6 +60,7 @@ class Settings:
     start_frame: int | None = None
     start_jitter: tuple[float, float] = (0.0, 0.0)
     generator: str = "geometric"
+    generator_options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     memory: bool = False
     reward_fn: Callable[[dict, Any, dict], float] | None = None
@@ -81,6 +84,8 @@ class Settings:
             raise InputError(f"observation: {self.observation!r} is not a choice of {', '.join(OBSERVATIONS)}")
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "observation", keys)
+        if not isinstance(self.generator_options, Mapping):
+            raise InputError(f"generator_options: {self.generator_options!r} is not a dict of options and their values")
         self._one_of("depth", DEPTHS)
         self._one_of("action", ACTIONS)
         for name in ("depth_near", "max_linear", "max_angular", "fps"):

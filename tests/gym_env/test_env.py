@@ -9,8 +9,10 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from scipy.spatial.transform import Rotation
 
 from gym_env.env import WorldEnv
+from inspatio_core import world
 from inspatio_core.errors import InputError
 from inspatio_core.reference import Reference
+from tests.fake_generator import FakeGenerator
 
 STEP = 4 / 24  # seconds of one step
 
@@ -35,6 +37,41 @@ def test_checker_finds_nothing(settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env.unwrapped)
+    env.close()
+
+
+STAR = {"generator": "star", "generator_options": {"random_weights": True}}
+
+
+def test_checker_finds_nothing_with_star_which_says_that_its_weights_are_made_up():
+    with pytest.warns(UserWarning, match="RANDOM WEIGHTS") as told:
+        env = gym.make("gym_env:InSpatio/World-v0", size=(32, 48), device="cpu", **STAR)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "RANDOM WEIGHTS")  # of the environments that the checker makes
+        check_env(env.unwrapped)
+    geometric = gym.make("gym_env:InSpatio/World-v0", size=(32, 48), device="cpu")
+    assert env.observation_space == geometric.observation_space and env.action_space == geometric.action_space
+    env.close()
+
+
+@pytest.mark.parametrize("latents, look_ahead", [(1, 3), (3, 0)])
+@pytest.mark.parametrize("rate", [1.0, -1.0, 0.0])
+def test_an_episode_starts_where_it_shall_whatever_a_block_commits(options, monkeypatch, latents, look_ahead, rate):
+    """First blocks of several frames, and frames committed ahead: they hold the moment and the place of the start."""
+    monkeypatch.setattr(world, "make_generator", lambda name, **_: FakeGenerator(look_ahead, latents))
+    env = WorldEnv(**{**options, "scenes": options["scenes"][0], "start_frame": 5, "play_rate": rate})
+    info = env.reset(seed=0)[1]
+    assert info["source_index"] == 5
+    for _ in range(2):
+        block = env.step(np.zeros(6))[4]
+    assert block["source_index"] != 5 or rate == 0
+    start = env.reset(seed=0)[1]["world_from_camera"]
+    action = np.array([1.0, 0, 0, 0, 0, 0])
+    seen = [np.linalg.norm(env.step(action)[4]["world_from_camera"][:3, 3] - start[:3, 3]) for _ in range(2)]
+    frames = 4 * latents
+    assert np.allclose(seen, [(frames - look_ahead) / 24, (2 * frames - look_ahead) / 24])
     env.close()
 
 
@@ -224,6 +261,9 @@ def test_no_display_is_one_line(options, monkeypatch):
         ({"scenes": []}, "scenes"),
         ({"frame_skip": 6}, "frame_skip"),
         ({"generator": "magic"}, "generator"),
+        ({"generator_options": {"promt": "a wall"}}, "promt"),
+        ({"generator_options": {"fp8": "yes"}}, "fp8"),
+        ({"generator_options": "random_weights"}, "generator_options"),
         ({"device": "tpu"}, "device"),
         ({"loop": "twirl"}, "loop"),
         ({"start_frame": 7}, "start_frame|frame"),

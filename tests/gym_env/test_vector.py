@@ -61,6 +61,32 @@ def test_vector_is_stacked_singles_byte_for_byte(make, options, mode):
     theirs.close()
 
 
+@pytest.mark.filterwarnings("ignore:RANDOM WEIGHTS")
+def test_vector_with_star_is_stacked_singles_byte_for_byte(make, options):
+    """Two worlds with a network, one of them restarted in between."""
+    settings = {"generator": "star", "generator_options": {"random_weights": True, "latents_per_block": 2}}
+    ours, singles = make(2, **settings, autoreset_mode="Disabled"), [WorldEnv(**options, **settings) for _ in range(2)]
+
+    def same(batch, slot, single):
+        got = {key: rows[slot] for key, rows in batch.items()}
+        assert data_equivalence(got, single, exact=True)
+
+    observations, _ = ours.reset(seed=7)
+    for slot, env in enumerate(singles):
+        same(observations, slot, env.reset(seed=7 + slot)[0])
+    ours.action_space.seed(2)
+    for k in range(3):
+        if k == 1:
+            observations, _ = ours.reset(seed=[None, 3], options={"reset_mask": np.array([False, True])})
+            same(observations, 1, singles[1].reset(seed=3)[0])
+        actions = ours.action_space.sample()
+        observations = ours.step(actions)[0]
+        for slot, env in enumerate(singles):
+            same(observations, slot, env.step(actions[slot])[0])
+    for env in singles:
+        env.close()
+
+
 def test_worlds_are_of_several_scenes(make, scenes):
     envs = make(8)
     _, infos = envs.reset(seed=0)

@@ -25,7 +25,7 @@ from inspatio_core.latents import mask_latent
 from inspatio_core.reference import Reference
 from inspatio_core.star.config import PIXELS, StarConfig
 from inspatio_core.star.dit import TextKV
-from inspatio_core.star.rollout import block_noise
+from inspatio_core.star.rollout import Rollout, block_noise
 
 FPS = 24.0
 AHEAD = ("encode_source", "noise", "context")
@@ -142,7 +142,6 @@ class Pipeline:
         rollout: what samples; None to leave the network out (the noise is then what is decoded).
         text: one a group of slots that run together, see `groups`.
         drive: gives frames and anchors.
-        by_step: mark every denoising step, which `rollout` must be able to tell of.
         codec_size: (height, width) of a part of the picture; the codec works on it alone. Only without `rollout`.
     """
 
@@ -154,11 +153,10 @@ class Pipeline:
         text: Sequence[TextKV | None],
         drive: Drive,
         *,
-        by_step: bool = True,
         codec_size: tuple[int, int] | None = None,
     ):
         self.config, self.codec, self.rollout, self.text, self.drive = config, codec, rollout, text, drive
-        self.by_step = by_step and rollout is not None
+        self.by_step = isinstance(rollout, Rollout)  # others may not tell of steps
         self.device = drive.device
         self.size = codec_size or drive.reference.size
         batch = drive.slots

@@ -215,9 +215,9 @@ class _Bench:
             self.tell(f"{path}: {self.warm_up} blocks to warm up, {self.blocks} timed")
             reset_peak(self.device)
             rollout = Rollout(model, *self.latents)
-            plain = PATHS[path] is None
-            rollout = rollout if plain else _fast(rollout, **PATHS[path])
-            pipeline = Pipeline(self.config, self.codec, rollout, text, self.drive(), by_step=plain)
+            if PATHS[path] is not None:
+                rollout = _fast(rollout, **PATHS[path])
+            pipeline = Pipeline(self.config, self.codec, rollout, text, self.drive())
             found = self._run(path, pipeline)
             if base is None:
                 base = pipeline.inputs

@@ -16,7 +16,7 @@ from inspatio_core.star.dit import StarDiT, build_star, randomise
 
 HEIGHT, WIDTH = 6, 8  # of latents: rows and columns differ
 SMALL = StarConfig(
-    dim=40, ffn_dim=56, num_heads=2, num_layers=3, freq_dim=16, text_dim=12, text_len=150, latents_per_block=2
+    dim=40, ffn_dim=56, num_heads=2, num_layers=3, freq_dim=16, text_dim=12, text_len=192, latents_per_block=2
 )
 """Twenty numbers a head: four pairs turn with time, three with the row, three with the column."""
 

@@ -49,7 +49,8 @@ def test_noise_is_a_function_of_seed_block_and_step() -> None:
 def test_every_whole_number_is_a_seed(seed) -> None:
     x = block_noise(seed, 0, 0, (16,))
     assert x.isfinite().all() and torch.equal(x, block_noise(int(seed), 0, 0, (16,)))
-    assert not torch.equal(x, block_noise(int(seed) + 1, 0, 0, (16,)))
+    for other in (1, 2**32, 2**63):  # all 64 bits count
+        assert not torch.equal(x, block_noise(int(seed) + other, 0, 0, (16,)))
 
 
 def test_noise_is_the_same_in_every_thread() -> None:

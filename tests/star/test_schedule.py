@@ -1,7 +1,5 @@
 """Noise levels, and going between sample, noise and flow."""
 
-import math
-
 import pytest
 import torch
 
@@ -97,7 +95,7 @@ def test_sums_are_rounded_once(dtype: torch.dtype) -> None:
     assert ours.dtype == dtype
     assert torch.equal(ours, (x_t.double() - sigma * flow.double()).to(dtype))
     assert not torch.equal(ours, x_t - sigma * flow)
-    half = add_noise(x0.to(dtype), noise.to(dtype), sigma)
-    exact = (1 - sigma) * x0.to(dtype).double() + sigma * noise.to(dtype).double()
-    assert half.dtype == dtype and ((half.double() - exact).abs() <= torch.finfo(dtype).eps * (exact.abs() + 1)).all()
-    assert math.isclose(flow_from_x0(ours, x_t, sigma).double().std(), flow.double().std(), rel_tol=1e-2)
+    noised = add_noise(x0.to(dtype), noise.to(dtype), sigma)
+    in_float32 = (1 - torch.tensor(sigma)) * x0.to(dtype).float() + torch.tensor(sigma) * noise.to(dtype).float()
+    assert noised.dtype == dtype and torch.equal(noised, in_float32.to(dtype))
+    assert flow_from_x0(ours, x_t, sigma).dtype == dtype

@@ -184,3 +184,19 @@ def test_nothing_grows_from_block_to_block(folder):
             counts.append(alive())
     (_, _), (tensors, size), (later, later_size) = counts
     assert later == tensors and later_size < 1.01 * size  # the map's points, within its limit, come and go
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_two_thousand_frames(folder):
+    """Small variant: test_nothing_grows_from_block_to_block."""
+    import psutil
+
+    world = World(make_reference(8, SIZE), create(checkpoint_path=str(folder)), size=SIZE, map_limit=2000)
+    session, process, resident = world.start(), psutil.Process(), []
+    for number in range(1, 501):
+        session.step(torch.tensor([[0, 0, 0.1, 0, 0.6, 0]], dtype=torch.float64))
+        if number % 100 == 0:
+            session.wait()
+            resident.append(process.memory_info().rss)
+    assert int(session.frames_shown[0]) == 2001
+    assert resident[-1] - resident[0] < 16 << 20, resident

@@ -11,7 +11,6 @@ from sensor_msgs.msg import Image, PointCloud2
 from sensor_msgs_py import point_cloud2
 
 from tests.ros.graph import Driver, Launched, until
-from tests.ros.test_launch import status
 from tests.ros.test_world_node import same_frame, set_parameter
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, reliability=ReliabilityPolicy.RELIABLE)
@@ -23,12 +22,18 @@ def launch(graph):
     worlds = []
 
     def start(*arguments):
-        worlds.append(Launched("generator:=star", "random_weights:=true", "size:=64x96", *arguments))
-        return Driver(graph, worlds[-1])
+        worlds.append(Launched("namespace:=star", "generator:=star", "random_weights:=true", "size:=64x96", *arguments))
+        return Driver(graph, worlds[-1], "/star")
 
     yield start
     graph.close_topics()
     assert [launched.end() for launched in worlds] == [0] * len(worlds), worlds[-1].output
+
+
+def status(topic) -> DiagnosticStatus | None:
+    """The star world's newest diagnostics."""
+    found = [s for m in list(topic.messages) for s in m.status if s.name == "/star/world: world"]
+    return found[-1] if found else None
 
 
 def test_images_depth_and_map_arrive_and_a_model_without_text_refuses_prompts(launch):

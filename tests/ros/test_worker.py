@@ -179,6 +179,17 @@ def test_steps_show_exactly_that_many_frames_and_obey_the_newest_command(rig):
     assert frame.world_from_camera[2, 3] == pytest.approx(2 / FPS)
 
 
+def test_what_is_made_counts_the_frames_that_are_not_shown_yet(rig):
+    """What a job changes holds for the frames after this time, and for those alone."""
+    r = rig()
+    r.wait_frames(5)
+    r.ask(r.worker.pause)
+    r.ask(lambda: r.worker.step(1))
+    assert r.worker.made == pytest.approx(r.worker.time + (FRAMES - 1) / FPS)
+    r.ask(lambda: r.worker.step(FRAMES - 1))
+    assert r.worker.made == pytest.approx(r.worker.time)
+
+
 def test_reset_of_state_keeps_the_clock_and_reset_of_time_the_state(rig):
     r = rig()
     r.wait_frames(10)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inspatio_core.errors import InputError
-from inspatio_core.generators import Generator, GeneratorOptions, make_generator
+from inspatio_core.generators import Generator, GeneratorOptions, check_multiple, make_generator
 from inspatio_core.reference import Reference
 from inspatio_core.session import Block, Session
 
@@ -126,12 +126,7 @@ class World:
         if spec.size not in (None, self.size):
             able = "x".join(map(str, spec.size))
             raise InputError(f"size: generator {spec.name} works at {able} only, not {given}")
-        if any(side % spec.multiple for side in self.size):
-            near = [sorted({max(n // spec.multiple, 1), -(-n // spec.multiple)}) for n in self.size]
-            sizes = " or ".join(f"{h * spec.multiple}x{w * spec.multiple}" for h in near[0] for w in near[1])
-            raise InputError(
-                f"size: generator {spec.name} works at multiples of {spec.multiple} pixels, not {given}; use {sizes}"
-            )
+        check_multiple(spec.name, self.size, spec.multiple)
 
     def fitted(self, reference: Reference | str | Path) -> Reference:
         """``reference`` opened, and seen at the world's size; the same object each time it is asked for."""

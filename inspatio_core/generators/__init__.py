@@ -159,6 +159,15 @@ class Generator(Protocol):
         """
 
 
+def check_multiple(name: str, size: tuple[int, int], multiple: int) -> None:
+    """InputError, naming the nearest sizes that do, where the sides of ``size`` are no multiples of ``multiple``."""
+    if any(side % multiple for side in size):
+        near = [sorted({max(n // multiple, 1), -(-n // multiple)}) for n in size]
+        sizes = " or ".join(f"{h * multiple}x{w * multiple}" for h in near[0] for w in near[1])
+        given = "x".join(map(str, size))
+        raise InputError(f"size: generator {name} works at multiples of {multiple} pixels, not {given}; use {sizes}")
+
+
 def make_generator(
     name: str,
     *,

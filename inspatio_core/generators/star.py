@@ -8,6 +8,7 @@ anchor -> encode, mask -> latents -> denoise -> decode -> frames
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,13 +22,13 @@ from torch import Tensor
 from inspatio_core import checkpoints
 from inspatio_core.codecs import Codec, make_codec
 from inspatio_core.errors import InputError
-from inspatio_core.generators import GeneratorOptions, GeneratorSpec
+from inspatio_core.generators import GeneratorOptions, GeneratorSpec, check_multiple
 from inspatio_core.geometry.anchor import Anchor
 from inspatio_core.latents import mask_latent
 from inspatio_core.reference import Reference
 from inspatio_core.reference.text import PromptEncoder, released_files
 from inspatio_core.star.cache import Workspace
-from inspatio_core.star.config import CONFIGS, StarConfig, from_mapping, star_config
+from inspatio_core.star.config import CONFIGS, PIXELS, StarConfig, from_mapping, star_config
 from inspatio_core.star.dit import StarDiT, TextKV, build_star, randomise
 from inspatio_core.star.rollout import Rollout, block_noise
 
@@ -147,6 +148,8 @@ class StarGenerator:
         config = files.config
         if latents_per_block is not None:
             config = config.replace(latents_per_block=latents_per_block)
+        if size is not None:
+            check_multiple("star", size, config.multiple)
         files.require(options)
         model = build_star(config, device, dtype)
         notices = []
@@ -173,7 +176,7 @@ class StarGenerator:
         )
         embed = None
         if config.text:
-            embed = prompt_encoder(config, options, device).encode
+            embed = functools.lru_cache(PROMPTS_KEPT)(prompt_encoder(config, options, device).encode)
         generator = cls(
             model,
             codec,
@@ -183,8 +186,8 @@ class StarGenerator:
             wrap=_fast(options) if device.type == "cuda" else lambda rollout: rollout,
             notices=notices,
         )
-        if size is not None and not any(side % config.multiple for side in size):
-            generator.rollout(size[0] // 8, size[1] // 8)
+        if size is not None:
+            generator.rollout(size[0] // PIXELS, size[1] // PIXELS)
         return generator
 
     # -------------------------------------------------------------------------------------------- the protocol

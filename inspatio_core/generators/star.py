@@ -255,7 +255,7 @@ class StarGenerator:
             noise = [n[rows] for n in condition.noise]
             parts.append(rollout.denoise(noise, mask[rows], render[rows], workspace, condition.text[group]))
         latents = torch.cat(parts)
-        frames, decoders = self.codec.decode(latents.to(self.codec.dtype), [s.decoder for s in states])
+        frames, decoders = self.codec.decode(latents, [s.decoder for s in states])
         for row, state in enumerate(states):
             state.source, state.anchor, state.decoder = condition.encoders[row], encoders[row], decoders[row]
             state.last = latents[row].clone()
@@ -308,7 +308,7 @@ class StarGenerator:
 
     def _to_codec(self, rgb: Tensor) -> Tensor:
         """uint8 [B, F, H, W, 3] -> [B, F, 3, H, W] in [-1, 1]."""
-        return rgb.to(self.model.device).movedim(-1, 2).to(self.codec.dtype) / 127.5 - 1
+        return rgb.to(self.model.device).movedim(-1, 2).float() / 127.5 - 1
 
     def _to_pixels(self, frames: Tensor) -> Tensor:
         """[B, F, 3, H, W] in [-1, 1] -> uint8 [B, F, H, W, 3]."""

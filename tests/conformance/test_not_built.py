@@ -1,10 +1,8 @@
-"""Cases of kinds that this version does not build: reported by name, so that nobody takes silence for success."""
+"""Every case that is found is of a kind that is tested here: nobody shall take silence for success."""
 
-import pytest
-
-from .harness import BUILT, Case, cases
+from .harness import BUILT, cases
 
 
-@pytest.mark.parametrize("case", [c for c in cases() if c.kind not in BUILT], ids=lambda c: c.name)
-def test_not_built(case: Case) -> None:
-    pytest.skip(f"{case.name}: kind {case.kind} is not built")
+def test_every_kind_is_built() -> None:
+    assert [c.name for c in cases() if c.kind not in BUILT] == []
+    assert cases()

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BACKENDS = ("fa3", "cudnn", "fa2", "sdpa")
 """FlashAttention-3 (Hopper), cuDNN's kernel through PyTorch, FlashAttention-2, and whatever PyTorch picks: in the order
@@ -65,9 +64,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backe
         out = _flash(backend)(q, k, v)
         return out[0] if isinstance(out, tuple) else out
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if bias is None and backend == "cudnn":
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            out = F.scaled_dot_product_attention(q, k, v)
+    if bias is None and backend == "cudnn" and q.shape[-1] % 8 == 0:
+        # By name: `sdpa_kernel` would switch the other kernels off for every thread, a decoder's too.
+        backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        out = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, backward)[0]
     else:
         out = F.scaled_dot_product_attention(q, k, v, bias)
     return out.transpose(1, 2)

@@ -261,11 +261,11 @@ class StarDiT(nn.Module):
             text: of the prompts.
             flow: also return the network's output [B, F, 16, h, w]; nothing needs it but tests and training.
         """
-        x = self._embed(latents)
+        x = self.embed(latents)
         cache.begin_context(x.shape[1])
         layers = [cache.context_layer(i) for i in range(len(self.blocks))]
         x = self._through(x, modulation, rope.rows(0, x.shape[1]), layers, text, keys_only=not flow)
-        return self._flow(x, modulation, latents) if flow else None
+        return self.unpatchify(self.head(x, modulation.head), latents) if flow else None
 
     def denoise(
         self,
@@ -290,13 +290,14 @@ class StarDiT(nn.Module):
         Returns:
             [B, n, 16, h, w].
         """
-        x = self._embed(x_t if mask is None else torch.cat([x_t, mask, render], 2))
+        x = self.embed(x_t if mask is None else torch.cat([x_t, mask, render], 2))
         layers = [cache.block_layer(i, x.shape[1]) for i in range(len(self.blocks))]
         own = rope.rows(rope.cos.shape[0] - x.shape[1], rope.cos.shape[0])
-        return self._flow(self._through(x, modulation, own, layers, text), modulation, x_t)
+        x = self._through(x, modulation, own, layers, text)
+        return self.unpatchify(self.head(x, modulation.head), x_t)
 
-    def _embed(self, latents: Tensor) -> Tensor:
-        """[B, F, C, h, w] -> tokens [B, S, D]; channels that are not given count as zero."""
+    def embed(self, latents: Tensor) -> Tensor:
+        """Latents [B, F, C, h, w] as tokens [B, S, D]; channels that are not given count as zero."""
         b, f, c, h, w = latents.shape
         patches = latents.reshape(b, f, c, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 1, 3, 5, 2, 4, 6)
         weight = self.patch_embedding.weight[:, :c].flatten(1)
@@ -311,9 +312,10 @@ class StarDiT(nn.Module):
             x = layer(x, modulation.layers[i], rope, layers[i], of_layer, self.backend, keys_only and i == last)
         return x
 
-    def _flow(self, x: Tensor, modulation: Modulation, like: Tensor) -> Tensor:
+    def unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
+        """What the head makes of the tokens of latents `like`, as latents [B, F, channels, h, w]."""
         b, f, _, h, w = like.shape
-        patches = self.head(x, modulation.head).reshape(b, f, h // PATCH, w // PATCH, PATCH, PATCH, self.config.out_dim)
+        patches = patches.reshape(b, f, h // PATCH, w // PATCH, PATCH, PATCH, self.config.out_dim)
         return patches.permute(0, 1, 6, 2, 4, 3, 5).reshape(b, f, self.config.out_dim, h, w)
 
 

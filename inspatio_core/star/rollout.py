@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inspatio_core.star.cache import GrowingCache, Workspace
-from inspatio_core.star.config import LATENT_CHANNELS, StarConfig
+from inspatio_core.star.config import LATENT_CHANNELS, MASK_CHANNELS, StarConfig
 from inspatio_core.star.dit import Modulation, StarDiT, TextKV
 from inspatio_core.star.rope import RopeTable
 from inspatio_core.star.schedule import Schedule, add_noise, x0_from_flow
@@ -88,7 +88,7 @@ class Rollout:
             text: of the prompts.
         """
         frames = reference if last is None else torch.cat([reference, last], 1)
-        self.model.context(frames.to(self.model.dtype), self.at_zero, self.table, cache, text)
+        self._context(frames.to(self.model.dtype), cache, text)
 
     @torch.no_grad()
     def denoise(
@@ -116,11 +116,31 @@ class Rollout:
         dtype, sigmas = self.model.dtype, self.sampler.sigmas
         x = x0 = noise[0].to(dtype)
         mask, render = (None if y is None else y.to(dtype) for y in (mask, render))
-        for step, (sigma, modulation) in enumerate(zip(sigmas, self.at_step, strict=True)):
+        for step, sigma in enumerate(sigmas):
             if step:
                 x = add_noise(x0, noise[step].to(dtype), sigma)
-            flow = self.model.denoise(x, mask, render, modulation, self.table, cache, text)
-            x0 = x0_from_flow(flow, x, sigma)
+            x0 = x0_from_flow(self._flow(step, x, mask, render, cache, text), x, sigma)
             if trace is not None:
                 trace(step, x, x0)
         return x0
+
+    def warm_up(self, cache: Workspace, text: TextKV | None = None) -> None:
+        """Run the passes of a first and of a later block once, so that nothing is prepared when they are needed.
+
+        Draws no noise. What is in `cache` is lost.
+        """
+        n, *_, height, width = self.noise_shape
+        shape = (cache.k.shape[1], n, LATENT_CHANNELS, height, width)
+        latents = torch.zeros(shape, device=self.model.device, dtype=self.model.dtype)
+        anchored = self.model.config.in_dim > LATENT_CHANNELS
+        mask, render = (latents[:, :, :MASK_CHANNELS], latents) if anchored else (None, None)
+        for last in (None, latents):
+            self.context(latents, last, cache, text)
+            self.denoise([latents] * len(self.sampler), mask, render, cache, text)
+        cache.ticket = None
+
+    def _context(self, frames: Tensor, cache: Workspace | GrowingCache, text: TextKV | None) -> None:
+        self.model.context(frames, self.at_zero, self.table, cache, text)
+
+    def _flow(self, step: int, x_t, mask, render, cache: Workspace | GrowingCache, text: TextKV | None) -> Tensor:
+        return self.model.denoise(x_t, mask, render, self.at_step[step], self.table, cache, text)

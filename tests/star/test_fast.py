@@ -74,9 +74,10 @@ def test_one_layer() -> None:
     assert deviation(roll(quick, clip(2, 1), text), roll(plain, clip(2, 1), text)) < FP32
 
 
-def flows(case: Case, dtype: torch.dtype, **how):
+def flows(case: Case, dtype: torch.dtype, device: str = "cpu", **how):
     """(name, flow) of every pass that a golden case holds."""
-    t, model = case.tensors, golden_network(case, dtype)
+    t = {name: case.tensors[name].to(device) for name in case.tensors if name.startswith("in.")}
+    model = golden_network(case, dtype).to(device)
     rollout = FastRollout(Rollout(model, *case.meta["latent_hw"]), **how)
     embeds = t["in.prompt_embeds"]
     with torch.no_grad():
@@ -89,7 +90,7 @@ def flows(case: Case, dtype: torch.dtype, **how):
         for step in range(len(t["in.timesteps"])):
             x_t = t[f"{at}.step{step}.x_t"].to(dtype)
             with torch.no_grad():
-                yield f"block{block}.step{step}.flow", rollout._flow(step, x_t, *anchor, workspace, text)
+                yield f"block{block}.step{step}.flow", rollout._flow(step, x_t, *anchor, workspace, text).cpu()
 
 
 golden = pytest.mark.parametrize("case", cases("dit_tiny"), ids=lambda c: c.name)

@@ -38,7 +38,8 @@ def _parents(path: Path) -> Iterator[None]:
         if not os.access(path.parent, os.W_OK):
             raise PermissionError("no write permission")
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot write there ({error.strerror or error}); choose another place") from error
+        reason = error.strerror or error
+        raise InputError(f"{path.parent}: cannot write there ({reason}); choose another place") from error
     try:
         yield
     except BaseException:

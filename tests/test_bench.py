@@ -327,12 +327,12 @@ def test_paths_side_by_side(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench_star, "_has_fast", lambda: True)
     monkeypatch.setattr(bench_star, "_fast", fast)
-    argv = ["--size", "tiny", "--random_weights", "--blocks", 2, "--warm_up", 1, "--paths", "plain", "graphs", "fp8"]
+    argv = ["--size", "tiny", "--random_weights", "--blocks", 2, "--warm_up", 1, "--paths", "plain", "fast", "fp8"]
     code, said, err, result = bench(capsys, tmp_path, *argv)
     assert code == 0, err
-    assert made == [bench_star.PATHS["graphs"], bench_star.PATHS["fp8"]]
+    assert made == [bench_star.PATHS["fast"], bench_star.PATHS["fp8"]]
     plain, *others = result["paths"]
-    assert [path["path"] for path in others] == ["graphs", "fp8"] and plain["difference"] is None
+    assert [path["path"] for path in others] == ["fast", "fp8"] and plain["difference"] is None
     for path in others:
         assert "denoise" in path["stages"] and "denoise_1" not in path["stages"]
         steps = [plain["stages"][f"denoise_{step}"]["tflop"] for step in (1, 2, 3, 4)]

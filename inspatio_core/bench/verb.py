@@ -122,8 +122,9 @@ def _add_star(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="PATH",
-        help="ways to run the network, side by side, compared with the first: plain, compile, graphs, fast (both), fp8 "
-        "(both, large products in 8 bits) (default: plain, and on a GPU fast)",
+        help="ways to run the network, side by side, compared with the first: plain, fast (the generator's own), "
+        "kernels (fast without CUDA graphs), compile, fp8 (fast, large products in 8 bits) "
+        "(default: plain, and on a GPU fast)",
     )
     add("--blocks", type=_whole, metavar="N", help="blocks that are timed (default: 20 on a GPU, else 5, by layers 2)")
     add("--warm_up", type=_whole, metavar="N", help="steady blocks before those (default: 2)")

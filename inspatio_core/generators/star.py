@@ -30,6 +30,7 @@ from inspatio_core.reference.text import PromptEncoder, released_files
 from inspatio_core.star.cache import Workspace
 from inspatio_core.star.config import CONFIGS, PIXELS, StarConfig, from_mapping, star_config
 from inspatio_core.star.dit import StarDiT, TextKV, build_star, randomise
+from inspatio_core.star.fast import FastRollout
 from inspatio_core.star.rollout import Rollout, block_noise
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -87,7 +88,7 @@ class StarGenerator:
         embed: gives a prompt's features [text_len, text_dim] and their number of rows; None without text.
         prompt: what all slots follow; None for each reference's own caption.
         compatible: pixels rounded as released (towards zero).
-        wrap: what makes the Rollout that runs: takes the plain one, gives one with the same methods.
+        wrap: makes the Rollout that runs from the plain one; None for the plain one itself.
         notices: lines that whoever starts this should show.
     """
 
@@ -99,13 +100,14 @@ class StarGenerator:
         *,
         prompt: str | None = None,
         compatible: bool = False,
-        wrap: Callable[[Rollout], Any] = lambda rollout: rollout,
+        wrap: Callable[[Rollout], Rollout] | None = None,
         notices: Sequence[str] = (),
     ):
         self.model, self.codec, self.embed = model, codec, embed
         self.prompt, self.compatible, self.notices = prompt, compatible, tuple(notices)
         self._wrap = wrap
-        self._rollouts: dict[tuple[int, int], Any] = {}
+        self._rollouts: dict[tuple[int, int], Rollout] = {}
+        self._warm: set[tuple] = set()
         self._workspaces: dict[tuple[int, ...], Workspace] = {}
         self._texts: OrderedDict[tuple[str, ...], TextKV] = OrderedDict()
         config = model.config
@@ -183,7 +185,7 @@ class StarGenerator:
             embed,
             prompt=options.prompt,
             compatible=options.compatible,
-            wrap=_fast(options) if device.type == "cuda" else lambda rollout: rollout,
+            wrap=lambda rollout: FastRollout(rollout, compile=options.compile, graphs=True, fp8=options.fp8),
             notices=notices,
         )
         if size is not None:
@@ -263,11 +265,12 @@ class StarGenerator:
 
     # ----------------------------------------------------------------------------------------------- the parts
 
-    def rollout(self, height: int, width: int) -> Any:
+    def rollout(self, height: int, width: int) -> Rollout:
         """What samples latents of this size."""
         key = (height, width)
         if key not in self._rollouts:
-            self._rollouts[key] = self._wrap(Rollout(self.model, height, width))
+            plain = Rollout(self.model, height, width)
+            self._rollouts[key] = plain if self._wrap is None else self._wrap(plain)
         return self._rollouts[key]
 
     def _groups(self, batch: int) -> list[slice]:
@@ -286,7 +289,13 @@ class StarGenerator:
         workspace = self._workspace(group, len(before), *latents.shape[-2:])
         workspace.ticket = None
         last = None if before[0] is None else torch.stack(before)
-        self.rollout(*latents.shape[-2:]).context(latents, last, workspace, condition.text[group])
+        rollout, text = self.rollout(*latents.shape[-2:]), condition.text[group]
+        if self.model.device.type == "cuda":  # first and later blocks are captured together, before the first is shown
+            key = (group, *workspace.k.shape, None if text is None else text.keys.shape[2])
+            if key not in self._warm:
+                rollout.warm_up(workspace, text)
+                self._warm.add(key)
+        rollout.context(latents, last, workspace, text)
         workspace.ticket = condition
 
     def _text(self, prompts: list[str]) -> TextKV | None:
@@ -402,8 +411,3 @@ def _config_of(path: Path) -> StarConfig:
             return config
     raise InputError(f"{path}: not the weights of {' or '.join(CONFIGS)}; name the model's JSON file with model=")
 
-
-def _fast(options: GeneratorOptions) -> Callable[[Rollout], Any]:
-    from inspatio_core.star.fast import FastRollout
-
-    return lambda rollout: FastRollout(rollout, compile=options.compile, graphs=True, fp8=options.fp8)

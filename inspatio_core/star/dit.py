@@ -157,7 +157,7 @@ class StarDiT(nn.Module):
 
     Attributes:
         config: its StarConfig.
-        backend: of self attention, see `inspatio_core.star.attention`; ``auto`` is settled at the first call.
+        backend: of self attention, see `inspatio_core.star.attention`; ``auto`` for the best.
     """
 
     def __init__(self, config: StarConfig, backend: str = "auto"):
@@ -304,12 +304,10 @@ class StarDiT(nn.Module):
         return F.linear(patches.reshape(b, -1, c * PATCH * PATCH).to(self.dtype), weight, self.patch_embedding.bias)
 
     def _through(self, x, modulation, rope, layers, text, keys_only=False) -> Tensor:
-        if self.backend == "auto":
-            self.backend = choose_backend(x.device, x.dtype)
-        last = len(self.blocks) - 1
+        backend, last = choose_backend(x.device, x.dtype, self.backend), len(self.blocks) - 1
         for i, layer in enumerate(self.blocks):
             of_layer = None if text is None else (text.keys[i], text.values[i], text.bias)
-            x = layer(x, modulation.layers[i], rope, layers[i], of_layer, self.backend, keys_only and i == last)
+            x = layer(x, modulation.layers[i], rope, layers[i], of_layer, backend, keys_only and i == last)
         return x
 
     def unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:

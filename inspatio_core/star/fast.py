@@ -126,8 +126,7 @@ class FastRollout(Rollout):
         self.fp8, self.graphs = fp8, graphs and device.type == "cuda"
         by_hand = device.type == "cuda" and kernels.triton is not None and not compile
         self.ops = kernels.triton_ops() if by_hand else kernels.compiled_ops() if compile else kernels.PLAIN
-        backend = model.backend if model.backend != "auto" else choose_backend(device, dtype)
-        self.backend = backend
+        self.backend = choose_backend(device, dtype, model.backend)
         with torch.no_grad():
             self._layers = [_layer_weights(layer, fp8) for layer in model.blocks]
             self._keys_only = _keys_and_values(self._layers[-1].qkv)
@@ -135,13 +134,13 @@ class FastRollout(Rollout):
             self._steps = [_step_modulation(m) for m in self.at_step]
         self._graphs = _Graphs(device, dtype) if self.graphs else None
         fused = "Triton" if by_hand else "torch.compile" if compile else "PyTorch"
-        self.path = f"{fused}, attention {backend}{', 8-bit products' * fp8}{', CUDA graphs' * self.graphs}"
+        self.path = f"{fused}, attention {self.backend}{', 8-bit products' * fp8}{', CUDA graphs' * self.graphs}"
 
     # ------------------------------------------------------------------------------------------------ the passes
 
     @torch.no_grad()
     def context(
-        self, reference: Tensor | None, last: Tensor | None, cache: Workspace, text: TextKV | None = None
+        self, reference: Tensor, last: Tensor | None, cache: Workspace, text: TextKV | None = None
     ) -> None:
         """The context pass, see `Rollout.context`."""
         if self._graphs is None:

@@ -18,7 +18,8 @@ from inspatio_core.star.schedule import Schedule, add_noise, x0_from_flow
 def block_noise(seed: int, block: int, step: int, shape: Sequence[int]) -> Tensor:
     """Standard normal float32 of `shape` on the CPU, a function of (seed, block, step) alone on every machine.
 
-    A counter-based generator (Philox), keyed by the slot's seed: a block's noise needs nothing of the blocks before it.
+    A counter-based generator (NumPy's Philox), keyed by the slot's seed modulo 2^64: a block's noise needs nothing of
+    the blocks before it.
     """
     key = np.array([int(seed) & 0xFFFFFFFFFFFFFFFF, 0x5354_4152], np.uint64)
     counter = np.array([0, 0, step, block], np.uint64)
@@ -74,7 +75,7 @@ class Rollout:
     @torch.no_grad()
     def context(
         self,
-        reference: Tensor | None,
+        reference: Tensor,
         last: Tensor | None,
         cache: Workspace | GrowingCache,
         text: TextKV | None = None,

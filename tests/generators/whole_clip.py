@@ -1,7 +1,8 @@
 """A slot of the star generator worked out without any of its streaming: whole clips, joined caches, maps built anew.
 
 For every block everything from the slot's first frame on is done again: one warp of all frames, one encoding of each
-video, one decoding of all latents. Nothing but the predictions themselves is carried from block to block.
+video, one decoding of all latents. Nothing but the predictions themselves is carried from block to block. Where the
+generator samples by the plain network, so does this, with a joined cache; else by a rollout of its own.
 """
 
 import torch
@@ -14,7 +15,8 @@ from inspatio_core.geometry.point_map import GENERATED, OBSERVED, PointMap
 from inspatio_core.latents import mask_latent
 from inspatio_core.memory import CONFIDENT
 from inspatio_core.star.cache import GrowingCache
-from inspatio_core.star.rollout import block_noise
+from inspatio_core.star.fast import FastRollout
+from inspatio_core.star.rollout import Rollout, block_noise
 from inspatio_core.star.schedule import Schedule
 
 
@@ -87,16 +89,17 @@ class WholeClip:
         if model.config.text:
             rows, length = generator.embed(self.prompt)
             text = model.text_kv(rows[None], [length])
-        schedule, cache, table = Schedule(model.config.shift), GrowingCache(), model.rope(*source.shape[-2:])
-        context = torch.cat([source, self.latents[-1]], 1) if number else source
-        model.context(context, model.modulation(torch.zeros(1)), table, cache, text)
-        timesteps = schedule.warped(torch.tensor(model.config.steps))
-        x0 = None
-        for step, t in enumerate(timesteps):
-            noise, sigma = block_noise(self.seed, number, step, source.shape[1:])[None], float(schedule.sigma(t))
-            x = noise if x0 is None else (1 - torch.tensor(sigma)) * x0 + torch.tensor(sigma) * noise
-            flow = model.denoise(x, mask, render, model.modulation(t[None]), table, cache, text)
-            x0 = (x.double() - sigma * flow.double()).float()
+        last = self.latents[-1] if number else None
+        noise = [
+            block_noise(self.seed, number, step, source.shape[1:])[None] for step in range(len(model.config.steps))
+        ]
+        if isinstance(generator.rollout(*source.shape[-2:]), FastRollout):
+            rollout = FastRollout(Rollout(model, *source.shape[-2:]))
+            workspace = rollout.workspace(1)
+            rollout.context(source, last, workspace, text)
+            x0 = rollout.denoise(noise, mask, render, workspace, text)
+        else:
+            x0 = self._sampled(source if last is None else torch.cat([source, last], 1), noise, mask, render, text)
         self.latents.append(x0)
         video = codec.decode_clip(torch.cat(self.latents, 1))[0, -shows:]
         rgb = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
@@ -106,3 +109,15 @@ class WholeClip:
         frame = (rgb[-1], depth[-1], confidence[-1], known[-1], self.poses[shown - 1])
         self.sights.append((self.indices[shown - 1], (shown - 1) / world.fps, frame))
         return rgb, depth, known
+
+    def _sampled(self, context, noise, mask, render, text) -> torch.Tensor:
+        model = self.generator.model
+        schedule, cache, table = Schedule(model.config.shift), GrowingCache(), model.rope(*context.shape[-2:])
+        model.context(context, model.modulation(torch.zeros(1)), table, cache, text)
+        x0 = None
+        for t, drawn in zip(schedule.warped(torch.tensor(model.config.steps)), noise, strict=True):
+            sigma = float(schedule.sigma(t))
+            x = drawn if x0 is None else (1 - torch.tensor(sigma)) * x0 + torch.tensor(sigma) * drawn
+            flow = model.denoise(x, mask, render, model.modulation(t[None]), table, cache, text)
+            x0 = (x.double() - sigma * flow.double()).float()
+        return x0

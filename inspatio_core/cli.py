@@ -969,6 +969,9 @@ def _orderly_signals() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (the console script passes it to ``sys.exit``)."""
+    # Read when torch loads. Waiting compute threads sleep: spinning, they keep the last one from its core for a time
+    # slice at every step as soon as anything else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _orderly_signals():
             parser = build_parser()

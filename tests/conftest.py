@@ -29,6 +29,7 @@ def environment_for_tests() -> dict[str, str]:
     # Nobody's robot may be driven by a test, and two runs at once must not hear each other.
     env["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
     env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the programs do: on a busy machine spinning threads stall
     kind = environment.find_ros(env)
     if kind == environment.NONE:
         return {**env, ACTIVE: "ROS=none"}

@@ -49,7 +49,7 @@ class Workspace:
         return self.k.nbytes + self.v.nbytes
 
     def slot(self, row: int) -> Workspace:
-        """The part of one slot on the same memory, as a workspace of batch 1 with a context count of its own: keep it."""
+        """The part of one slot on the same memory, a workspace of batch 1 with a context count of its own: keep it."""
         part = object.__new__(Workspace)
         part.k, part.v = self.k[:, row : row + 1], self.v[:, row : row + 1]
         part.context, part.ticket = self.context, None

@@ -29,7 +29,7 @@ FLAT = 2.0
 """Mean squared Laplacian (grey levels squared) up to which the truth counts as flat: little more than what rounding to
 8 bits makes alone (20 / 12)."""
 
-_CHUNK = 8  # frames worked on at once: bounds memory, changes no value
+_CHUNK = 2  # frames worked on at once: bounds memory, changes no value
 
 
 def check_frames(*named: tuple[str, Tensor]) -> None:
@@ -59,7 +59,14 @@ def summary(values: Tensor) -> dict[str, float | int | None]:
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
     """Masks [N, H, W] grown by `pixels` to all sides, diagonals included (a square of 2 * pixels + 1)."""
-    return F.max_pool2d(mask[:, None].float(), 2 * pixels + 1, 1, pixels)[:, 0] > 0
+    for dim in (1, 2):
+        grown = mask.clone()
+        for k in range(1, min(pixels, mask.shape[dim] - 1) + 1):
+            length = mask.shape[dim] - k
+            grown.narrow(dim, k, length).logical_or_(mask.narrow(dim, 0, length))
+            grown.narrow(dim, 0, length).logical_or_(mask.narrow(dim, k, length))
+        mask = grown
+    return mask
 
 
 def erode(mask: Tensor, pixels: int) -> Tensor:
@@ -138,12 +145,27 @@ def psnr(generated: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor
     return _decibels(_ratio(*_squared_error(generated, truth, _mask(mask, truth))))
 
 
+def _filter(x: Tensor, window: list[float]) -> Tensor:
+    """[.., H, W] under a symmetric window, given as its middle and one half, in both directions and without padding.
+
+    Sums of shifted copies: convolutions in float64 are many times slower on the CPU.
+    """
+    radius = len(window) - 1
+    for dim in (-1, -2):
+        length = x.shape[dim] - 2 * radius
+        total = x.narrow(dim, radius, length) * window[0]
+        for k in range(1, radius + 1):
+            both = x.narrow(dim, radius - k, length) + x.narrow(dim, radius + k, length)
+            total.add_(both, alpha=window[k])
+        x = total
+    return x
+
+
 def _gauss(x: Tensor) -> Tensor:
-    """[M, 1, H, W] under the SSIM window, without padding: [M, 1, H - 10, W - 10]."""
-    at = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=x.dtype, device=x.device)
-    window = torch.exp(-at.square() / (2.0 * SSIM_SIGMA**2))
-    window = window / window.sum()
-    return F.conv2d(F.conv2d(x, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    """[.., H, W] under the SSIM window, without padding: [.., H - 10, W - 10]."""
+    half = [math.exp(-(k**2) / (2.0 * SSIM_SIGMA**2)) for k in range(SSIM_RADIUS + 1)]
+    total = half[0] + 2.0 * sum(half[1:])
+    return _filter(x, [w / total for w in half])
 
 
 def ssim_map(generated: Tensor, truth: Tensor) -> Tensor:
@@ -158,17 +180,17 @@ def ssim_map(generated: Tensor, truth: Tensor) -> Tensor:
         InputError: frames that do not fit, or smaller than 11 x 11.
     """
     check_frames(("generated", generated), ("truth", truth))
-    n, height, width = truth.shape[:3]
+    height, width = truth.shape[1:3]
     if min(height, width) <= 2 * SSIM_RADIUS:
         raise InputError(f"SSIM needs frames of at least 11 x 11 pixels, got {height} x {width}")
     c1, c2 = (0.01 * 255.0) ** 2, (0.03 * 255.0) ** 2
     found = []
     for a, b in _chunks(generated, truth):
-        x, y = (t.permute(0, 3, 1, 2).reshape(-1, 1, height, width).double() for t in (a, b))
+        x, y = (t.permute(0, 3, 1, 2).double().contiguous() for t in (a, b))
         mx, my = _gauss(x), _gauss(y)
         vx, vy, vxy = _gauss(x * x) - mx * mx, _gauss(y * y) - my * my, _gauss(x * y) - mx * my
         similar = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-        found.append(similar.view(-1, 3, *similar.shape[-2:]).mean(1))
+        found.append(similar.mean(1))
     return torch.cat(found)
 
 
@@ -186,24 +208,24 @@ def ssim(generated: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def _blur(x: Tensor) -> Tensor:
-    """[M, 1, H, W] under the 5 x 5 binomial window, mirrored at the border."""
-    window = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
-    x = F.pad(x, (2, 2, 2, 2), mode="reflect")
-    return F.conv2d(F.conv2d(x, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    """[N, C, H, W] under the 5 x 5 binomial window, mirrored at the border."""
+    return _filter(F.pad(x, (2, 2, 2, 2), mode="reflect"), [6 / 16, 4 / 16, 1 / 16])
 
 
 def _pyramid_sum(difference: Tensor) -> Tensor:
-    """Sum over levels j of 4^j |L^j| of [M, 1, H, W]: [M]. 4^j is the pixels of the frame per pixel of the level, which
-    is a little less where sizes were rounded up."""
-    pixels = difference.shape[-2] * difference.shape[-1]
+    """Sum over levels j and channels of 4^j |L^j| of [N, C, H, W]: [N].
+
+    4^j stands for the pixels of the frame per pixel of the level: a little less where sizes were rounded up.
+    """
+    values = difference[0].numel()
     total = difference.new_zeros(len(difference))
     for _ in range(PYRAMID_LEVELS - 1):
         small = _blur(difference)[..., ::2, ::2]
         raised = torch.zeros_like(difference)
         raised[..., ::2, ::2] = small
-        total += pixels * (difference - 4.0 * _blur(raised)).abs().mean((1, 2, 3))
+        total += values * (difference - 4.0 * _blur(raised)).abs().mean((1, 2, 3))
         difference = small
-    return total + pixels * difference.abs().mean((1, 2, 3))
+    return total + values * difference.abs().mean((1, 2, 3))
 
 
 def laplacian_l1(generated: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -224,24 +246,21 @@ def laplacian_l1(generated: Tensor, truth: Tensor, mask: Tensor | None = None) -
     sums = []
     for a, b, m in _chunks(generated, truth, mask):
         difference = (a.double() - b.double()) / 255.0 * m[..., None]
-        levels = _pyramid_sum(difference.permute(0, 3, 1, 2).reshape(-1, 1, height, width))
-        sums.append(levels.view(-1, 3).sum(1))
+        sums.append(_pyramid_sum(difference.permute(0, 3, 1, 2).contiguous()))
     return _ratio(torch.cat(sums), 3.0 * mask.sum((1, 2)).double())
 
 
-def _laplacian_energy(frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over the mask [N] of the squared 4-neighbour Laplacian of the luma (BT.601), and how many pixels.
+def _edges(frames: Tensor) -> Tensor:
+    """Squared 4-neighbour Laplacian of the luma (BT.601), float64 [N, H - 2, W - 2], of all pixels off the border."""
+    r, g, b = frames.double().unbind(-1)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    around = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:]
+    return (around - 4.0 * y[:, 1:-1, 1:-1]).square()
 
-    Only pixels count whose 3 x 3 neighbours all lie in the mask and the frame: seams are not sharpness.
-    """
-    inside = erode(mask, 1)[:, 1:-1, 1:-1]
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64, device=frames.device)
-    sums = []
-    for part, m in _chunks(frames, inside):
-        y = part.double() @ weights
-        edges = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:] - 4.0 * y[:, 1:-1, 1:-1]
-        sums.append((edges.square() * m).sum((1, 2)))
-    return torch.cat(sums), inside.sum((1, 2)).double()
+
+def _edge_mask(mask: Tensor) -> Tensor:
+    """Which of the pixels of :func:`_edges` have their eight neighbours in the mask: seams are not sharpness."""
+    return erode(mask, 1)[:, 1:-1, 1:-1]
 
 
 def _sharpness(generated: Tensor, truth: Tensor, pixels: Tensor) -> Tensor:
@@ -256,9 +275,12 @@ def sharpness_ratio(generated: Tensor, truth: Tensor, mask: Tensor | None = None
     mask, too. NaN where there is none, or where the truth is flat (see :data:`FLAT`): nothing to be sharp about.
     """
     check_frames(("generated", generated), ("truth", truth))
-    mask = _mask(mask, truth)
-    energy, pixels = _laplacian_energy(generated, mask)
-    return _sharpness(energy, _laplacian_energy(truth, mask)[0], pixels)
+    inside = _edge_mask(_mask(mask, truth))
+    sums = [
+        torch.stack([(_edges(a) * m).sum((1, 2)), (_edges(b) * m).sum((1, 2))])
+        for a, b, m in _chunks(generated, truth, inside)
+    ]
+    return _sharpness(*torch.cat(sums, 1), inside.sum((1, 2)).double())
 
 
 # --- a scene
@@ -284,23 +306,30 @@ def compare(generated: Tensor, truth: Tensor, regions: dict[str, Tensor]) -> dic
     Raises:
         InputError: frames or masks that do not fit, frames that are too small.
     """
-    similar = ssim_map(generated, truth)
-    report = {}
+    check_frames(("generated", generated), ("truth", truth))
     for name, mask in regions.items():
         check_mask(name, mask, truth)
-        error, values = _squared_error(generated, truth, mask)
-        there = values > 0
-        inside = _inner(mask)
-        energy, edge_pixels = _laplacian_energy(generated, mask)
-        true_energy = _laplacian_energy(truth, mask)[0]
-        steps = laplacian_l1(generated, truth, mask).nan_to_num(0.0)
+    parts: dict[str, list[Tensor]] = {name: [] for name in regions}
+    for a, b, *masks in _chunks(generated, truth, *regions.values()):
+        similar, edges, true_edges = ssim_map(a, b), _edges(a), _edges(b)
+        for name, mask in zip(regions, masks):
+            error, values = _squared_error(a, b, mask)
+            inside, sharp = _inner(mask), _edge_mask(mask)
+            sums = [(similar * inside), inside, (edges * sharp), (true_edges * sharp), sharp]
+            levels = (laplacian_l1(a, b, mask) * values).nan_to_num(0.0)
+            parts[name].append(torch.stack([error, values, levels, *(x.sum((1, 2)).double() for x in sums)]))
+    report = {}
+    for name, found in parts.items():
+        per_frame = torch.cat(found, 1)
+        error, values, levels, similar, inside, energy, true_energy, sharp = per_frame.sum(1)
+        there = per_frame[1] > 0
         report[name] = {
-            "psnr": _number(_decibels(_ratio(error.sum(), values.sum()))),
-            "psnr_frames": summary(_decibels(_ratio(error, values)))["mean"],
-            "ssim": _number(_ratio((similar * inside).sum(), inside.sum().double())),
-            "laplacian_l1": _number(_ratio((steps * values).sum(), values.sum())),
-            "sharpness": _number(_sharpness(energy.sum(), true_energy.sum(), edge_pixels.sum())),
-            "pixels": int(mask.sum()),
+            "psnr": _number(_decibels(_ratio(error, values))),
+            "psnr_frames": summary(_decibels(_ratio(per_frame[0], per_frame[1])))["mean"],
+            "ssim": _number(_ratio(similar, inside)),
+            "laplacian_l1": _number(_ratio(levels, values)),
+            "sharpness": _number(_sharpness(energy, true_energy, sharp)),
+            "pixels": int(values) // 3,
             "frames": int(there.sum()),
             "missing": int((~there).sum()),
         }

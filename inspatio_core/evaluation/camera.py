@@ -62,8 +62,9 @@ class View:
 class PoseEstimate:
     """A pose found by PnP.
 
-    world_from_camera: float64 [4, 4], or None on failure. matches: matched features; inliers: those that agree with the
-    pose; error_px: their root mean square distance from where they should project, None on failure.
+    world_from_camera: float64 [4, 4], or None on failure. matches: features of the frame that were matched; inliers:
+    those that agree with the pose; error_px: their root mean square distance from where they should project, None on
+    failure.
     """
 
     world_from_camera: Tensor | None
@@ -195,20 +196,18 @@ def estimate_pose(
             check_mask("view mask", view.mask[None], view.rgb[None])
         view_at, view_descriptors = _features(view.rgb, None if view.mask is None else view.mask.cpu().numpy(), kind)
         pairs = _match(descriptors, view_descriptors, kind)
-        # A feature of two orientations is found twice at one place: it counts once.
-        _, once = np.unique(at[pairs[:, 0]], axis=0, return_index=True)
-        pairs = pairs[np.sort(once)]
         points, good = _world_points(view, view_at[pairs[:, 1]])
         world.append(points[good])
         image.append(at[pairs[:, 0]][good])
     world, image = np.concatenate(world), np.concatenate(image)
     pose, distances = _pnp(world, image, K.double().cpu().numpy())
     agree = distances <= INLIER_PX
-    inliers = len(np.unique(image[agree], axis=0))  # of several views, one feature may match in each
+    # A feature counts once, though it may match in several views, or have several orientations.
+    matches, inliers = len(np.unique(image, axis=0)), len(np.unique(image[agree], axis=0))
     if pose is None or inliers < MIN_INLIERS:
-        return PoseEstimate(None, len(world), inliers, None)
+        return PoseEstimate(None, matches, inliers, None)
     error = float(np.sqrt(np.mean(distances[agree] ** 2)))
-    return PoseEstimate(invert_pose(torch.from_numpy(pose)), len(world), inliers, error)
+    return PoseEstimate(invert_pose(torch.from_numpy(pose)), matches, inliers, error)
 
 
 def rotation_degrees(a: Tensor, b: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def test_views_add_up():
     assert two.inliers > 1.3 * one.inliers
     # The same view twice tells nothing new.
     once, twice = (camera.estimate_pose(frame(), K, [source()] * n) for n in (1, 2))
-    assert twice.inliers == once.inliers
+    assert (twice.matches, twice.inliers) == (once.matches, once.inliers)
 
 
 @pytest.mark.parametrize("what", ["noise", "grey", "another scene"])
@@ -116,6 +116,13 @@ def test_failure_is_told(what):
     found = camera.estimate_pose(rgb, K, [source()])
     assert found.world_from_camera is None and found.error_px is None
     assert found.inliers < camera.MIN_INLIERS
+
+
+def test_few_matches_are_a_failure_even_if_they_agree():
+    few = torch.zeros(H, W, dtype=torch.bool)
+    few[40:75, 60:95] = True
+    found = camera.estimate_pose(frame(), K, [source()], few)
+    assert 6 <= found.inliers < camera.MIN_INLIERS and found.world_from_camera is None
 
 
 def test_following_beside_its_floor():
@@ -137,6 +144,8 @@ def test_following_beside_its_floor():
     assert report["floor"]["rotation_deg"] < 0.1
     assert [report[k]["frames"] for k in report] == [3, 3]
     assert [report[k]["failures"] for k in ("generated", "floor")] == [1, 0]
+    swapped = camera.beside_floor(floor, found)  # where the floor itself has no pose, nothing is known
+    assert swapped["generated"]["frames"] == 3 and swapped["floor"]["failures"] == 1
     nothing = camera.camera_following(generated[1:2], Ks[:1], poses[:1], views[:1]).summary()
     assert nothing["rotation_deg"] is None and nothing["failures"] == 1
 

@@ -168,10 +168,12 @@ class Session:
         prompts = one_each(slots, prompt, "prompt", lambda v: v)
         if not all(isinstance(p, str) for p in prompts):
             raise InputError(f"prompt: {prompt!r} is not a text")
-        self._prepared = None
-        for slot, text in zip(slots, prompts, strict=True):
-            self.world.generator.set_prompt(self._states[slot], text)
-            self._prompts[slot] = text
+        states = [copy.deepcopy(self._states[slot]) for slot in slots]
+        for state, text in zip(states, prompts, strict=True):
+            self.world.generator.set_prompt(state, text)
+        self._prepared = None  # from here on nothing can fail
+        for slot, state, text in zip(slots, states, prompts, strict=True):
+            self._states[slot], self._prompts[slot] = state, text
 
     def _per_slot(self, value, kind: type, what: str) -> list:
         if value is None or isinstance(value, kind):

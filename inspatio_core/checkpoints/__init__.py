@@ -8,6 +8,7 @@ from inspatio_core.checkpoints.files import metadata as metadata
 from inspatio_core.checkpoints.manifest import KINDS as KINDS
 from inspatio_core.checkpoints.manifest import Report as Report
 from inspatio_core.checkpoints.manifest import convert as convert
+from inspatio_core.checkpoints.manifest import plain_key as plain_key
 from inspatio_core.checkpoints.manifest import read_state_dict as read_state_dict
 from inspatio_core.checkpoints.manifest import renamed as renamed
 from inspatio_core.checkpoints.manifest import shapes_of as shapes_of

@@ -144,7 +144,7 @@ class _Match:
         return not (self.missing or self.extra or self.wrong)
 
 
-def _plain(key: str, names: Mapping[str, str]) -> str:
+def plain_key(key: str, names: Mapping[str, str]) -> str:
     """A file's key without what wrappers add."""
     if key not in names:
         key = ".".join(part for part in key.split(".") if part not in INFIXES)
@@ -162,7 +162,7 @@ def _match(
 ) -> _Match:
     match, plain_names = _Match(library), set()
     for key, (shape, dtype) in found.items():
-        plain = _plain(key, names)
+        plain = plain_key(key, names)
         wanted = names.get(plain)
         if wanted is None or plain in plain_names:
             match.extra.append(key)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,15 +27,17 @@ from inspatio_core.latents import mask_latent
 from inspatio_core.reference import Reference
 from inspatio_core.reference.text import PromptEncoder, released_files
 from inspatio_core.star.cache import Workspace
-from inspatio_core.star.config import CONFIGS, PIXELS, StarConfig, from_mapping, star_config
+from inspatio_core.star.config import CONFIGS, LATENT_CHANNELS, PATCH, PIXELS, StarConfig, from_json, star_config
 from inspatio_core.star.dit import StarDiT, TextKV, build_star, randomise
-from inspatio_core.star.fast import FastRollout
 from inspatio_core.star.rollout import Rollout, block_noise
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PROMPTS_KEPT = 16  # whose keys and values stay on the device
+PROMPTS_KEPT = 16  # whose features stay in memory
+TEXT_BYTES = 1 << 30  # of the prompts' keys and values that stay on the device
 CONFIG_FILE, WEIGHTS_FILE, CODEC_FILE = "config.json", "star.safetensors", "codec.safetensors"
 """What a folder of a model of its own holds."""
+RELEASED, CODECS = "inspatio-world-1.3b", {"wan": "wan2.1-vae", "tae": "taew2_1"}
+"""Names of the published weights."""
 
 
 @dataclass
@@ -66,13 +67,12 @@ class Condition:
 
     Attributes:
         latents: [B, n, 16, h, w] of the source frames. encoders: the slots' source encoders after them.
-        noise: per step [B, n, 16, h, w]. prompts: per slot; text: per group of slots.
+        noise: per step [B, n, 16, h, w]. text: per group of slots.
     """
 
     latents: Tensor
     encoders: list[Any]
     noise: list[Tensor]
-    prompts: list[str]
     text: list[TextKV | None]
 
 
@@ -108,10 +108,12 @@ class StarGenerator:
         self._wrap = wrap
         self._rollouts: dict[tuple[int, int], Rollout] = {}
         self._warm: set[tuple] = set()
-        self._workspaces: dict[tuple[int, ...], Workspace] = {}
+        self._workspaces: dict[tuple[int, int, int], dict[int, Workspace]] = {}
+        self._tickets: dict[tuple[int, int, int], Condition] = {}  # whose context lies in a workspace
         self._texts: OrderedDict[tuple[str, ...], TextKV] = OrderedDict()
         config = model.config
-        needs = {"anchor", "reference", "history"}
+        needs = {"reference", "history"}
+        needs |= {"anchor"} if config.in_dim > LATENT_CHANNELS else set()
         needs |= {"text"} if config.text else set()
         needs |= {"fill"} if config.fill else set()
         self.spec = GeneratorSpec(
@@ -146,6 +148,8 @@ class StarGenerator:
         dtype = _dtype(options.dtype, device)
         if options.fp8 and device.type != "cuda":
             raise InputError(f"fp8: needs a CUDA device of the Hopper generation or newer, not {device}")
+        if options.random_weights and (options.checkpoint_path or options.tae_checkpoint_path):
+            raise InputError("random_weights: goes without checkpoint_path and tae_checkpoint_path; leave one out")
         files = _Files.find(options)
         config = files.config
         if latents_per_block is not None:
@@ -185,7 +189,7 @@ class StarGenerator:
             embed,
             prompt=options.prompt,
             compatible=options.compatible,
-            wrap=lambda rollout: FastRollout(rollout, compile=options.compile, graphs=True, fp8=options.fp8),
+            wrap=_fast(options) if device.type == "cuda" or options.compile else None,
             notices=notices,
         )
         if size is not None:
@@ -225,10 +229,10 @@ class StarGenerator:
             )
             for step in range(len(rollout.sampler))
         ]
-        prompts = [s.prompt for s in states]
-        text = [self._text(prompts[rows]) for rows in self._groups(len(states))]
-        condition = Condition(latents, encoders, [self._upload(n) for n in drawn], prompts, text)
-        for group, rows in enumerate(self._groups(len(states))):
+        groups, prompts = self._groups(len(states)), [s.prompt for s in states]
+        text = [self._text(prompts[rows], len(groups)) for rows in groups]
+        condition = Condition(latents, encoders, [self._upload(n) for n in drawn], text)
+        for group, rows in enumerate(groups):
             self._context(condition, group, rows, states)
         return condition
 
@@ -243,19 +247,22 @@ class StarGenerator:
         known: Tensor,
     ) -> Tensor:
         """Encode the anchor, denoise, decode."""
-        b, fresh = len(states), states[0].last is None
-        rgb = anchor.filled_rgb if self.model.config.fill else anchor.rgb
-        render, encoders = self.codec.encode(self._to_codec(rgb.unflatten(0, (b, -1))), [s.anchor for s in states])
-        mask = known.unflatten(0, (b, -1))[:, None].to(self.model.dtype) * 2 - 1
-        mask = mask_latent(mask, first=fresh)
-        parts = []
+        b, fresh, anchored = len(states), states[0].last is None, self.model.config.in_dim > LATENT_CHANNELS
+        render, mask, encoders = None, None, [s.anchor for s in states]
+        if anchored:
+            rgb = anchor.filled_rgb if self.model.config.fill else anchor.rgb
+            render, encoders = self.codec.encode(self._to_codec(rgb.unflatten(0, (b, -1))), encoders)
+            mask = known.unflatten(0, (b, -1))[:, None].to(self.model.dtype) * 2 - 1
+            mask = mask_latent(mask, first=fresh)
+        height, width = condition.latents.shape[-2:]
+        rollout, parts = self.rollout(height, width), []
         for group, rows in enumerate(self._groups(b)):
-            workspace = self._workspace(group, rows.stop - rows.start, *render.shape[-2:])
-            if workspace.ticket is not condition:  # another session's block came in between
+            if self._tickets.get((group, height, width)) is not condition:  # another session's block came in between
                 self._context(condition, group, rows, states)
-            rollout = self.rollout(*render.shape[-2:])
+            workspace = self._workspace(group, rows.stop - rows.start, height, width)
             noise = [n[rows] for n in condition.noise]
-            parts.append(rollout.denoise(noise, mask[rows], render[rows], workspace, condition.text[group]))
+            given = (mask[rows], render[rows]) if anchored else (None, None)
+            parts.append(rollout.denoise(noise, *given, workspace, condition.text[group]))
         latents = torch.cat(parts)
         frames, decoders = self.codec.decode(latents, [s.decoder for s in states])
         for row, state in enumerate(states):
@@ -279,35 +286,43 @@ class StarGenerator:
         return [slice(0, batch)] if together else [slice(row, row + 1) for row in range(batch)]
 
     def _workspace(self, group: int, batch: int, height: int, width: int) -> Workspace:
-        key = (group, batch, height, width)
-        if key not in self._workspaces:
-            self._workspaces[key] = self.rollout(height, width).workspace(batch)
-        return self._workspaces[key]
+        """Room for a group: the first rows of the largest that was needed, which all groups of its number share."""
+        place = (group, height, width)
+        whole = self._workspaces.get(place, {})
+        if not whole or max(whole) < batch:
+            whole = self._workspaces[place] = {batch: self.rollout(height, width).workspace(batch)}
+            self._tickets.pop(place, None)
+        if batch not in whole:
+            whole[batch] = whole[max(whole)].part(slice(0, batch))
+        return whole[batch]
 
     def _context(self, condition: Condition, group: int, rows: slice, states: Sequence[StarState]) -> None:
         latents, before = condition.latents[rows], [state.last for state in states[rows]]
-        workspace = self._workspace(group, len(before), *latents.shape[-2:])
-        workspace.ticket = None
+        height, width = latents.shape[-2:]
+        workspace = self._workspace(group, len(before), height, width)
+        self._tickets.pop((group, height, width), None)
         last = None if before[0] is None else torch.stack(before)
-        rollout, text = self.rollout(*latents.shape[-2:]), condition.text[group]
+        rollout, text = self.rollout(height, width), condition.text[group]
         if self.model.device.type == "cuda":  # first and later blocks are captured together, before the first is shown
-            key = (group, *workspace.k.shape, None if text is None else text.keys.shape[2])
+            key = (group, len(before), height, width, None if text is None else text.keys.shape[2])
             if key not in self._warm:
                 rollout.warm_up(workspace, text)
                 self._warm.add(key)
         rollout.context(latents, last, workspace, text)
-        workspace.ticket = condition
+        self._tickets[group, height, width] = condition
 
-    def _text(self, prompts: list[str]) -> TextKV | None:
-        """Keys and values of the prompts of a group, worked out once."""
+    def _text(self, prompts: list[str], groups: int) -> TextKV | None:
+        """Keys and values of the prompts of one of several groups, worked out once while there is room for them."""
         if self.embed is None:
             return None
         key = tuple(prompts)
         if key not in self._texts:
             rows, lengths = zip(*(self.embed(p) for p in prompts), strict=True)
             self._texts[key] = self.model.text_kv(torch.stack(rows), None if self.compatible else lengths)
-            if len(self._texts) > PROMPTS_KEPT:
+            sizes = [text.keys.nbytes + text.values.nbytes for text in self._texts.values()]
+            while len(sizes) > groups and sum(sizes) > TEXT_BYTES:
                 self._texts.popitem(last=False)
+                sizes.pop(0)
         self._texts.move_to_end(key)
         return self._texts[key]
 
@@ -330,54 +345,81 @@ class StarGenerator:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where the weights of a generator lie, and what network they are of."""
+    """What network the weights are of, and where they lie: None for what is not here, in `missing` by name."""
 
     config: StarConfig
     star: Path | None
     codec: Path | None
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, options: GeneratorOptions) -> _Files:
-        """What `options` name, or where it belongs; None for what is not here."""
+        """What `options` name, or where it belongs. Raises `InputError` for what they name and is not there."""
+        if options.random_weights:
+            config = star_config("tiny" if options.model == "auto" else options.model)
+            return cls(_with_codec(config, options.codec), None, None)
         given = Path(options.checkpoint_path).expanduser() if options.checkpoint_path else None
         if given is not None and not given.exists():
             raise InputError(f"checkpoint_path: {given} does not exist; leave it empty or name a file or folder")
-        star = codec = None
         if given is not None and given.is_dir():
-            star, codec = given / WEIGHTS_FILE, given / CODEC_FILE
-            config = star_config(given / CONFIG_FILE) if options.model == "auto" else star_config(options.model)
+            own, released = given / CONFIG_FILE, given / checkpoints.get(RELEASED).file
+            if own.exists():
+                return cls._own(given, options)
+            if not released.exists():
+                raise InputError(f"checkpoint_path: {given} holds neither {CONFIG_FILE} nor {released.name}")
+            given = released
+        star = given or checkpoints.locate(RELEASED)
+        if options.model != "auto":
+            config = star_config(options.model)
         else:
-            star = given or checkpoints.locate("inspatio-world-1.3b")
-            if options.model != "auto":
-                config = star_config(options.model)
-            elif given is not None and not options.random_weights:
-                config = _config_of(given)
-            else:
-                config = CONFIGS["tiny" if options.random_weights else "1.3b"]
-        if options.codec != "auto" and options.codec != config.codec:
-            config, codec = config.replace(codec=options.codec), None
-        if options.tae_checkpoint_path:
-            if config.codec != "tae":
-                raise InputError(f"tae_checkpoint_path: the codec is {config.codec}; choose codec tae with it")
-            codec = Path(options.tae_checkpoint_path).expanduser()
-            if not codec.is_file():
-                raise InputError(f"tae_checkpoint_path: {codec} is not a file")
-        if codec is None:
-            codec = checkpoints.locate("taew2_1" if config.codec == "tae" else "wan2.1-vae")
-        return cls(config, star, codec)
+            config = _config_of(given) if given is not None else CONFIGS["1.3b"]
+        config = _with_codec(config, options.codec)
+        return cls(config, star, _codec_file(config, options), () if star else (RELEASED,))
+
+    @classmethod
+    def _own(cls, folder: Path, options: GeneratorOptions) -> _Files:
+        """A folder of a model of its own; another codec than the folder's comes from elsewhere, at its full width."""
+        config = star_config(folder / CONFIG_FILE if options.model == "auto" else options.model)
+        elsewhere = options.tae_checkpoint_path or options.codec not in ("auto", config.codec)
+        absent = [name for name in (WEIGHTS_FILE, CODEC_FILE) if not (folder / name).is_file()]
+        absent = [name for name in absent if name != CODEC_FILE or not elsewhere]
+        if absent:
+            raise InputError(f"checkpoint_path: {folder} lacks {' and '.join(absent)}")
+        if elsewhere:
+            config = _with_codec(config, options.codec).replace(codec_width=None)
+            return cls(config, folder / WEIGHTS_FILE, _codec_file(config, options))
+        return cls(config, folder / WEIGHTS_FILE, folder / CODEC_FILE)
 
     def require(self, options: GeneratorOptions) -> None:
         """InputError that names every file that is missing; nothing is read before all are here."""
         if options.random_weights:
             return
-        missing = [] if self.star is not None else ["inspatio-world-1.3b"]
+        missing = list(self.missing)
         if self.codec is None:
-            missing.append("taew2_1" if self.config.codec == "tae" else "wan2.1-vae")
+            missing.append(CODECS[self.config.codec])
         known = options.prompt is not None and prompt_encoder(self.config, options).cached(options.prompt)
         if self.config.text and not known:
             missing += [name for name in ("umt5-xxl", "umt5-tokenizer") if checkpoints.locate(name) is None]
         if missing:
             checkpoints.require(missing)
+
+
+def _with_codec(config: StarConfig, codec: str) -> StarConfig:
+    if codec in ("auto", config.codec):
+        return config
+    return config.replace(codec=codec)
+
+
+def _codec_file(config: StarConfig, options: GeneratorOptions) -> Path | None:
+    """The file of the codec that is named, or where it belongs."""
+    if not options.tae_checkpoint_path:
+        return checkpoints.locate(CODECS[config.codec])
+    if config.codec != "tae":
+        raise InputError(f"tae_checkpoint_path: the codec is {config.codec}; choose codec tae with it")
+    path = Path(options.tae_checkpoint_path).expanduser()
+    if not path.is_file():
+        raise InputError(f"tae_checkpoint_path: {path} is not a file")
+    return path
 
 
 def prompt_encoder(config: StarConfig, options: GeneratorOptions, device: torch.device | str = "cpu") -> PromptEncoder:
@@ -399,15 +441,21 @@ def _shapes(model: StarDiT) -> dict[str, tuple[int, ...]]:
 
 
 def _config_of(path: Path) -> StarConfig:
-    """The configuration a file of weights was written with, or the named one whose shapes it has."""
-    metadata, shapes = checkpoints.metadata(path), {k: tuple(s) for k, (s, _) in checkpoints.headers(path).items()}
+    """The configuration a file of weights was written with, or the named one whose widths it has."""
+    metadata = checkpoints.metadata(path)
     if "star_config" in metadata:
-        return from_mapping(json.loads(metadata["star_config"]))
+        return from_json(metadata["star_config"], f"{path}: star_config")
+    first = "patch_embedding.weight"
+    found = checkpoints.headers(path).items()
+    shapes = [tuple(shape) for key, (shape, _) in found if checkpoints.plain_key(key, {first: ""}) == first]
     for config in CONFIGS.values():
-        with torch.device("meta"):
-            wanted = _shapes(StarDiT(config))
-        bare = {key.removeprefix("model."): shape for key, shape in shapes.items()}
-        if bare.get("patch_embedding.weight") == wanted["patch_embedding.weight"]:
+        if (config.dim, config.in_dim, 1, PATCH, PATCH) in shapes:
             return config
-    raise InputError(f"{path}: not the weights of {' or '.join(CONFIGS)}; name the model's JSON file with model=")
+    checkpoints.verify(path, "star-1.3b")
+    raise InputError(f"{path}: not the weights of {' or '.join(CONFIGS)}; name the JSON file of their model")
 
+
+def _fast(options: GeneratorOptions) -> Callable[[Rollout], Rollout]:
+    from inspatio_core.star.fast import FastRollout
+
+    return lambda rollout: FastRollout(rollout, compile=options.compile, graphs=True, fp8=options.fp8)

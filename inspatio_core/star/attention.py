@@ -60,7 +60,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backe
     Returns:
         [B, S, N, d].
     """
-    if bias is None and backend in ("fa3", "fa2"):
+    if bias is None and backend in ("fa3", "fa2") and q.shape[-1] % 8 == 0:
         out = _flash(backend)(q, k, v)
         return out[0] if isinstance(out, tuple) else out
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

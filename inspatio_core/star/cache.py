@@ -48,12 +48,16 @@ class Workspace:
         """Bytes of the keys and values."""
         return self.k.nbytes + self.v.nbytes
 
-    def slot(self, row: int) -> Workspace:
-        """The part of one slot on the same memory, a workspace of batch 1 with a context count of its own: keep it."""
+    def part(self, rows: slice) -> Workspace:
+        """Some slots on the same memory, a workspace with a context count of its own: keep it."""
         part = object.__new__(Workspace)
-        part.k, part.v = self.k[:, row : row + 1], self.v[:, row : row + 1]
+        part.k, part.v = self.k[:, rows], self.v[:, rows]
         part.context, part.ticket = self.context, None
         return part
+
+    def slot(self, row: int) -> Workspace:
+        """The part of one slot."""
+        return self.part(slice(row, row + 1))
 
     def begin_context(self, tokens: int) -> None:
         """The next `layer` slices are for the context, `tokens` rows of it."""

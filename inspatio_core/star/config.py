@@ -75,6 +75,8 @@ class StarConfig:
             raise InputError(f"freq_dim: {self.freq_dim} is not even")
         if self.in_dim not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS + MASK_CHANNELS):
             raise InputError(f"in_dim: {self.in_dim} is neither 16 (no anchor) nor 36 (latent, mask, render)")
+        if self.out_dim != LATENT_CHANNELS:
+            raise InputError(f"out_dim: {self.out_dim} is not {LATENT_CHANNELS}, the channels of a latent")
         try:
             object.__setattr__(self, "steps", tuple(float(s) for s in self.steps))
         except (TypeError, ValueError):
@@ -123,10 +125,24 @@ CONFIGS = {
 
 def from_mapping(values: Mapping[str, Any]) -> StarConfig:
     """A configuration from field names and values; fields left out keep their defaults. Raises `InputError`."""
-    known = {f.name for f in fields(StarConfig)}
-    if unknown := sorted(set(values) - known):
+    known = [f.name for f in fields(StarConfig)]
+    if unknown := sorted(set(values) - set(known)):
         raise InputError(f"{', '.join(unknown)}: not a field of a STAR configuration; there are {', '.join(known)}")
     return StarConfig(**values)
+
+
+def from_json(text: str, where: str | Path) -> StarConfig:
+    """A configuration from the JSON of its fields; `where` it stands begins the line of an `InputError`."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: a STAR configuration is an object of fields")
+    try:
+        return from_mapping(values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def star_config(name: str | Path) -> StarConfig:
@@ -137,12 +153,7 @@ def star_config(name: str | Path) -> StarConfig:
     if not path.is_file():
         raise InputError(f"model: '{name}' is neither one of {', '.join(CONFIGS)} nor a JSON file")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a STAR configuration is an object of fields")
-    try:
-        return from_mapping(values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return from_json(text, path)

@@ -139,9 +139,7 @@ class FastRollout(Rollout):
     # ------------------------------------------------------------------------------------------------ the passes
 
     @torch.no_grad()
-    def context(
-        self, reference: Tensor, last: Tensor | None, cache: Workspace, text: TextKV | None = None
-    ) -> None:
+    def context(self, reference: Tensor, last: Tensor | None, cache: Workspace, text: TextKV | None = None) -> None:
         """The context pass, see `Rollout.context`."""
         if self._graphs is None:
             return super().context(reference, last, cache, text)

@@ -89,6 +89,49 @@ def test_a_file_of_another_network_is_refused(folder, tmp_path):
         create(checkpoint_path=str(other))
 
 
+@pytest.mark.parametrize("prefix", ["model.", "_orig_mod.", "model._fsdp_wrapped_module."])
+def test_prefixes_of_wrappers_are_seen_through(folder, tmp_path, monkeypatch, prefix):
+    """As `checkpoints verify` does; here the widths alone must tell what it is."""
+    monkeypatch.setitem(CONFIGS, "1.3b", SMALL)
+    monkeypatch.setattr(checkpoints, "locate", lambda name: {"wan2.1-vae": folder / "codec.safetensors"}.get(name))
+    model = build_star(SMALL)
+    randomise(model, seed=3)
+    file = tmp_path / "wrapped.safetensors"
+    save_file({prefix + key: value for key, value in model.state_dict().items()}, file)
+    assert torch.equal(frames(create(checkpoint_path=str(file))), frames(create(checkpoint_path=str(folder))))
+
+
+def test_a_folder_says_all_that_it_lacks(folder, tmp_path):
+    with pytest.raises(InputError, match=r"neither config\.json nor InSpatio-World-1\.3B\.safetensors"):
+        create(checkpoint_path=str(tmp_path))
+    (tmp_path / "config.json").write_text(SMALL.to_json())
+    with pytest.raises(InputError, match=r"star\.safetensors and codec\.safetensors"):
+        create(checkpoint_path=str(tmp_path))
+
+
+def test_another_codec_has_its_full_width(folder, monkeypatch, tmp_path):
+    found = tmp_path / "tae.safetensors"
+    save_file({k: torch.zeros(s) for k, s in checkpoints.shapes_of("tae").items()}, found)
+    monkeypatch.setattr(checkpoints, "locate", lambda name: {"taew2_1": found}.get(name))
+    generator = create(checkpoint_path=str(folder), codec="tae")
+    assert generator.codec.name == "tae" and generator.codec.look_ahead == 3
+
+
+def test_a_text_that_is_no_configuration(tmp_path):
+    for text, what in (("xx", "JSON"), ("[1]", "object of fields"), ('{"dim": 0}', "dim")):
+        file = tmp_path / "model.safetensors"
+        save_file({"a": torch.zeros(1)}, file, {"star_config": text})
+        with pytest.raises(InputError, match=f"model.safetensors.*{what}"):
+            create(checkpoint_path=str(file))
+
+
+def test_a_network_without_an_anchor(tmp_path):
+    config = tmp_path / "t2v.json"
+    config.write_text(SMALL.replace(in_dim=16).to_json())
+    generator = create(random_weights=True, model=str(config))
+    assert "anchor" not in generator.spec.needs and frames(generator).float().std() > 1
+
+
 def test_everything_that_is_missing_is_named_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoints, "locate", lambda name: None)
     with pytest.raises(InputError) as error:
@@ -108,15 +151,16 @@ def test_everything_that_is_missing_is_named_at_once(monkeypatch, tmp_path):
         ({"fp8": True}, "fp8"),
         ({"model": "2b"}, "model"),
         ({"codec": "jpeg"}, "codec"),
-        ({"checkpoint_path": "nowhere/at.all"}, "checkpoint_path"),
-        ({"tae_checkpoint_path": "tae.pth"}, "tae_checkpoint_path"),
-        ({"tae_checkpoint_path": "nowhere/tae.pth", "codec": "tae"}, "nowhere"),
+        ({"checkpoint_path": "some.file"}, "checkpoint_path"),
+        ({"checkpoint_path": "nowhere/at.all", "random_weights": False}, "nowhere"),
+        ({"tae_checkpoint_path": "tae.pth", "random_weights": False}, "tae_checkpoint_path"),
+        ({"tae_checkpoint_path": "nowhere/tae.pth", "codec": "tae", "random_weights": False}, "nowhere"),
         ({"latents_per_block": 0}, "latents_per_block"),
     ],
 )
 def test_options_that_cannot_be(options, what):
     with pytest.raises(InputError, match=what):
-        create(random_weights=True, **options)
+        create(**{"random_weights": True, **options})
 
 
 def test_sizes_must_fit():
@@ -200,3 +244,12 @@ def test_memory_is_flat_over_two_thousand_frames(folder):
             resident.append(process.memory_info().rss)
     assert int(session.frames_shown[0]) == 2001
     assert resident[-1] - resident[0] < 16 << 20, resident
+
+
+def test_smaller_batches_use_the_room_of_the_largest():
+    generator = create(random_weights=True)
+    whole, part = generator._workspace(0, 3, 4, 6), generator._workspace(0, 2, 4, 6)
+    assert part.k.data_ptr() == whole.k.data_ptr() and part.k.shape[1] == 2
+    assert generator._workspace(0, 3, 4, 6) is whole and generator._workspace(0, 2, 4, 6) is part
+    larger = generator._workspace(0, 5, 4, 6)
+    assert larger.k.shape[1] == 5 and generator._workspace(0, 3, 4, 6).k.data_ptr() == larger.k.data_ptr()

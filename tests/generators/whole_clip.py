@@ -1,8 +1,8 @@
 """A slot of the star generator worked out without any of its streaming: whole clips, joined caches, maps built anew.
 
 For every block everything from the slot's first frame on is done again: one warp of all frames, one encoding of each
-video, one decoding of all latents. Nothing but the predictions themselves is carried from block to block. Where the
-generator samples by the plain network, so does this, with a joined cache; else by a rollout of its own.
+video, one decoding of all latents. Nothing but the predictions themselves is carried from block to block. The
+network runs plainly, with a joined cache.
 """
 
 import torch
@@ -15,8 +15,7 @@ from inspatio_core.geometry.point_map import GENERATED, OBSERVED, PointMap
 from inspatio_core.latents import mask_latent
 from inspatio_core.memory import CONFIDENT
 from inspatio_core.star.cache import GrowingCache
-from inspatio_core.star.fast import FastRollout
-from inspatio_core.star.rollout import Rollout, block_noise
+from inspatio_core.star.rollout import block_noise
 from inspatio_core.star.schedule import Schedule
 
 
@@ -93,13 +92,7 @@ class WholeClip:
         noise = [
             block_noise(self.seed, number, step, source.shape[1:])[None] for step in range(len(model.config.steps))
         ]
-        if isinstance(generator.rollout(*source.shape[-2:]), FastRollout):
-            rollout = FastRollout(Rollout(model, *source.shape[-2:]))
-            workspace = rollout.workspace(1)
-            rollout.context(source, last, workspace, text)
-            x0 = rollout.denoise(noise, mask, render, workspace, text)
-        else:
-            x0 = self._sampled(source if last is None else torch.cat([source, last], 1), noise, mask, render, text)
+        x0 = self._sampled(source if last is None else torch.cat([source, last], 1), noise, mask, render, text)
         self.latents.append(x0)
         video = codec.decode_clip(torch.cat(self.latents, 1))[0, -shows:]
         rgb = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)

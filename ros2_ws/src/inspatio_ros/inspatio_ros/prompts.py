@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet  # another class than the built-in one before Python 3.11
 
 from inspatio_core.errors import InputError
 from inspatio_ros.worker import Worker
@@ -54,7 +55,7 @@ class Prompts:
         threading.Thread(target=encode, name="prompt", daemon=True).start()
         try:
             encoded.result(QUICK)
-        except TimeoutError:
+        except NotYet:
             pass
         except Exception as error:
             raise InputError(_line(error)) from error

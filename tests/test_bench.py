@@ -154,9 +154,7 @@ def test_what_is_timed_is_what_the_generator_does(reference, kind, slots):
     generator = StarGenerator(model, codec)
     drive = Drive(reference, slots, codec.look_ahead, CPU)
     states = [generator.new_state(reference, slot) for slot in range(slots)]
-    measured = Pipeline(
-        config, codec, Rollout(model, 4, 6), [None] * slots, Drive(reference, slots, codec.look_ahead, CPU)
-    )
+    measured = Pipeline(model, codec, Drive(reference, slots, codec.look_ahead, CPU))
     for block in range(3):
         drive.commit(8 if block else 5 + codec.look_ahead)
         rgb = drive.source_rgb()
@@ -173,7 +171,7 @@ def test_what_is_timed_is_what_the_generator_does(reference, kind, slots):
 
 def test_a_block_can_be_made_again(reference):
     model, codec = small_model(NO_TEXT), make_codec("tae", width=8, random_weights=True)
-    pipeline = Pipeline(NO_TEXT, codec, Rollout(model, 4, 6), [None], Drive(reference, 1, codec.look_ahead, CPU))
+    pipeline = Pipeline(model, codec, Drive(reference, 1, codec.look_ahead, CPU))
     for _ in range(3):
         frames = pipeline.block(Stopwatch(CPU))
     latents, again = pipeline.again(pipeline.inputs)
@@ -181,6 +179,25 @@ def test_a_block_can_be_made_again(reference):
     difference = bench_star.difference(pipeline, pipeline.inputs)
     assert difference["latents"] == {"max_abs": 0.0, "relative_rms": 0.0}
     assert difference["frames"]["psnr_db"] is None and difference["frames"]["max_levels"] == 0
+
+
+def test_a_pass_in_graphs_is_timed_in_graphs():
+    class Told(Rollout):
+        graphs = False
+
+        def __init__(self):
+            pass
+
+        def denoise(self, *args, trace=None):
+            if trace:
+                trace(0, None, None)
+            return args[0]
+
+    marks, rollout = [], Told()
+    for graphs in (False, True):
+        rollout.graphs = graphs  # a trace would have them left out
+        assert stages._MarkedRollout(rollout, marks.append).denoise(7) == 7
+    assert marks == ["encode_anchor", "denoise_1", "encode_anchor", "denoise"]
 
 
 def test_a_stopwatch_gives_all_of_the_time_to_stages(monkeypatch):
@@ -276,7 +293,7 @@ def test_every_stage_of_a_block_is_timed(capsys, tmp_path):
 
 
 def test_large_networks_are_timed_by_layers_on_a_cpu(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_star, "BY_LAYERS", 0)
+    monkeypatch.setattr(bench_star, "PATIENCE", 0.0)
     monkeypatch.setattr(bench_star, "CODEC_PARTS", {"tae": (16, 32), "wan": (16, 16)})
     built = []
 
@@ -291,6 +308,7 @@ def test_large_networks_are_timed_by_layers_on_a_cpu(capsys, tmp_path, monkeypat
     code, said, err, result = bench(capsys, tmp_path, *argv)
     assert code == 0, err
     assert built == [1] and result["network"]["num_layers"] == 5
+    assert "the whole network takes about " in err and "so one layer is timed for all (--whole runs it)" in err
     assert result["scaled"] is True and any(note.startswith("SCALED: one layer") for note in result["notes"])
     assert said.count("SCALED") == 2 and "32x48" in said and "16x32" in said
     check_sums(result)
@@ -303,16 +321,34 @@ def test_large_networks_are_timed_by_layers_on_a_cpu(capsys, tmp_path, monkeypat
 
     code, said, err, whole = bench(capsys, tmp_path, *argv, "--whole", "--warm_up", 1)
     assert code == 0, err
-    assert built == [1, 5] and whole["scaled"] is False
+    assert built == [1, 5] and whole["scaled"] is False and "as asked for" in err
     for name in ("context", "denoise_1", "encode_source", "decode"):
         assert whole["paths"][0]["stages"][name]["tflop_executed"] == pytest.approx(rows[name]["tflop_executed"])
+
+
+def test_how_long_the_whole_network_takes():
+    def seconds(blocks=8, product=0.1, **options):
+        options = bench_star.StarBench(size="1.3b", image_size=(96, 160), **options)
+        kernels = {"product": {"tflop_per_s": product}, "attention": {"tflop_per_s": 0.05}}
+        return bench_star.seconds_whole(bench_star.config_of(options), options, kernels, blocks)
+
+    assert 120 < seconds() < 400  # 2.6 TFLOP of the network a block
+    assert seconds(16) == pytest.approx(2 * seconds()) == seconds(slots=2)
+    assert seconds(product=10.0) < 60
+    assert seconds(codec="wan") > seconds() + 8 * 89 / 26 / 0.1 * 0.8
+    tiny = bench_star.StarBench(size="tiny", image_size=(96, 160))
+    kernels = {"product": {"tflop_per_s": 0.01}, "attention": {"tflop_per_s": 0.01}}
+    assert bench_star.seconds_whole(bench_star.config_of(tiny), tiny, kernels, 8) < 10
 
 
 class Shifted:
     """A rollout that is off by a hundredth, as a faster one might be."""
 
     def __init__(self, rollout):
-        self.plain, self.workspace, self.context = rollout, rollout.workspace, rollout.context
+        self.plain = rollout
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
 
     def denoise(self, *args):
         return self.plain.denoise(*args) + 0.01
@@ -380,6 +416,8 @@ def test_weights_of_a_layer_come_from_the_file(tmp_path):
     [
         (["--size", "1.3b"], "no weights of the network and the codec tae are here"),
         (["--size", "tiny", "--checkpoint_path", "absent.safetensors"], "absent.safetensors is not a file"),
+        (["--random_weights", "--checkpoint_path", "a.safetensors"], "draws what --checkpoint_path would give"),
+        (["--random_weights", "--codec_checkpoint_path", "a"], "draws what --codec_checkpoint_path would give"),
         (["--size", "tiny", "--layers", "3", "--random_weights"], "go with --size custom"),
         (["--size", "custom", "--random_weights"], "give --config FILE.json"),
         (["--size", "custom", "--dim", "65", "--random_weights"], "dim, num_heads"),
@@ -401,7 +439,7 @@ def test_bad_input(capsys, tmp_path, monkeypatch, argv, said):
 
 
 def test_networks_measured_by_layers_run_plain(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_star, "BY_LAYERS", 0)
+    monkeypatch.setattr(bench_star, "PATIENCE", 0.0)
     monkeypatch.setattr(bench_star, "_has_fast", lambda: True)
     code, _, err, _ = bench(capsys, tmp_path, "--size", "tiny", "--random_weights", "--paths", "plain", "fast")
     assert code == 2 and "--whole" in err
@@ -417,7 +455,7 @@ def test_a_network_without_anchor_is_refused(capsys, tmp_path):
 def test_an_interrupted_run_leaves_nothing(capsys, tmp_path, monkeypatch):
     calls = []
 
-    def block(self, watch):
+    def block(self, watch, count=False):
         calls.append(self)
         raise KeyboardInterrupt
 

@@ -1,10 +1,10 @@
-"""A block of the STAR generator, stage by stage, from the parts that the generator is made of."""
+"""A block of the STAR generator, stage by stage: its own calls, marked where they come to its parts."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +16,15 @@ from inspatio_core import memory
 from inspatio_core.bench.timing import Stopwatch, synchronise
 from inspatio_core.block import Frames
 from inspatio_core.codecs import Codec
-from inspatio_core.geometry.anchor import build_anchor
+from inspatio_core.generators.star import StarGenerator, StarState
+from inspatio_core.geometry.anchor import Anchor, build_anchor
 from inspatio_core.geometry.depth_completion import complete_depth
 from inspatio_core.geometry.motion import se3_exp
 from inspatio_core.geometry.playhead import Playhead, PlayheadCommand
 from inspatio_core.geometry.point_map import PointMap
-from inspatio_core.latents import mask_latent
 from inspatio_core.reference import Reference
-from inspatio_core.star.config import PIXELS, StarConfig
-from inspatio_core.star.dit import TextKV
-from inspatio_core.star.rollout import Rollout, block_noise
+from inspatio_core.star.dit import StarDiT
+from inspatio_core.star.rollout import Rollout
 
 FPS = 24.0
 AHEAD = ("encode_source", "noise", "context")
@@ -118,125 +117,112 @@ class Drive:
 
 
 class Inputs(NamedTuple):
-    """What a block's frames are made from, and the latents that were made: to make them again another way.
+    """A block: what the generator was given, and what it made of it; to make it again another way.
 
-    source, last, render, latents: [B, n, 16, h, w]; mask: [B, n, 4, h, w]; noise: per step [B, n, 16, h, w]; decoder:
-    states of the decoder before the block.
+    rgb: uint8 [B, C, H, W, 3] frames of the source; views: of the anchor; known: bool [B * F, H, W]; states: of the
+    slots before the block; numbers: of the slots' blocks; latents: [B, n, 16, h, w]; frames: uint8 [B, F, H, W, 3].
     """
 
-    source: Tensor
-    last: Tensor
-    render: Tensor
-    mask: Tensor
-    noise: list[Tensor]
-    decoder: list[Any]
+    rgb: Tensor
+    views: Anchor
+    known: Tensor
+    states: list[StarState]
+    numbers: list[int]
     latents: Tensor
+    frames: Tensor
 
 
 class Pipeline:
-    """Runs blocks, marking each stage: as the STAR generator does between a Session's calls.
+    """Runs blocks of a STAR generator as a Session does, marking each stage.
 
-    On the CPU slots run one after the other in the network, on CUDA as one batch.
+    Its two calls are the generator's own; they are marked where they come to the codec and to the rollout.
 
     Args:
-        rollout: what samples; None to leave the network out (the noise is then what is decoded).
-        text: one a group of slots that run together, see `groups`.
+        model, codec: of the generator.
         drive: gives frames and anchors.
-        codec_size: (height, width) of a part of the picture; the codec works on it alone. Only without `rollout`.
+        embed: features of prompts, as the generator takes them.
+        wrap: makes the rollout that runs from the plain one; None for the plain one itself, `NoNetwork` to leave it
+            out.
+        codec_size: (height, width) of a part of the picture; the generator works on it alone.
     """
 
     def __init__(
         self,
-        config: StarConfig,
+        model: StarDiT,
         codec: Codec,
-        rollout: Any,
-        text: Sequence[TextKV | None],
         drive: Drive,
         *,
+        embed: Callable[[str], tuple[Tensor, int]] | None = None,
+        wrap: Callable[[Rollout], Any] | None = None,
         codec_size: tuple[int, int] | None = None,
     ):
-        self.config, self.codec, self.rollout, self.text, self.drive = config, codec, rollout, text, drive
-        self.by_step = isinstance(rollout, Rollout)  # others may not tell of steps
-        self.device = drive.device
+        self.drive, self.device = drive, drive.device
         self.size = codec_size or drive.reference.size
-        batch = drive.slots
-        self.groups = groups(batch, self.device)
-        self.workspaces = [rollout.workspace(len(rows)) for rows in self.groups] if rollout else []
-        self._source, self._render = ([codec.encoder_state()] * batch for _ in range(2))
-        self._decoder = [codec.decoder_state()] * batch
-        self._last: Tensor | None = None
-        self.blocks = 0
-        self.counting = False
-        self.codec_flops: dict[str, int] = {}
-        self.inputs: Inputs | None = None
 
-    def block(self, watch: Stopwatch) -> Tensor:
-        """The next block of every slot, uint8 [B, F, H, W, 3] on the host."""
-        first, config, drive = self._last is None, self.config, self.drive
-        drive.commit(4 * config.latents_per_block - (3 - drive.look_ahead if first else 0))
+        def marked(rollout: Rollout) -> _MarkedRollout:
+            return _MarkedRollout(rollout if wrap is None else wrap(rollout), self.mark)
+
+        self._codec = _MarkedCodec(codec, self.mark)
+        self.generator = StarGenerator(model, self._codec, embed, prompt="", wrap=marked)
+        self.states = [self.generator.new_state(drive.reference, slot) for slot in range(drive.slots)]
+        self.blocks = 0
+        self.inputs: Inputs | None = None
+        self._watch: Stopwatch | None = None
+
+    @property
+    def codec_flops(self) -> dict[str, int]:
+        """Operations of the codec by stage, of the last block that was run with ``count``."""
+        return self._codec.flops
+
+    @property
+    def text_rows(self) -> int:
+        """Of the prompt, that cross attention reads; 0 without text."""
+        text = next(iter(self.generator._texts.values()), None)
+        return 0 if text is None else text.keys.shape[2]
+
+    def mark(self, stage: str) -> None:
+        """`stage` ends here."""
+        if self._watch is not None:
+            self._watch.mark(stage)
+
+    def block(self, watch: Stopwatch, count: bool = False) -> Tensor:
+        """The next block of every slot, uint8 [B, F, H, W, 3] on the host; `count` the codec's operations."""
+        generator, drive, slots = self.generator, self.drive, self.drive.slots
+        before, numbers = copy.deepcopy(self.states), [self.blocks] * slots
+        drive.commit(4 * generator.spec.latents_per_block - (0 if self.blocks else 3 - drive.look_ahead))
+        self._watch, self._codec.count = watch, count
         watch.start()
-        rgb = drive.source_rgb()
-        with self._counted("encode_source"):
-            source, self._source = self.codec.encode(self._to_codec(rgb), self._source)
-        watch.mark("encode_source")
-        noise = self._noise()
-        watch.mark("noise")
-        if self.rollout is not None:
-            self._context(source, self._last)
-            watch.mark("context")
-        committed, shown = drive.anchor(rgb)
+        source = drive.source_rgb()
+        rgb = self._part(source)
+        batch = rgb.unflatten(0, (slots, -1))
+        self._codec.encoding = "encode_source"
+        condition = generator.condition(batch, self.states, numbers)
+        committed, shown = drive.anchor(source)
         watch.mark("anchor")
-        views = committed.views
-        with self._counted("encode_anchor"):
-            frames = self._to_codec(views.filled_rgb if config.fill else views.rgb)
-            render, self._render = self.codec.encode(frames, self._render)
-        mask = mask_latent(shown.anchor.known[:, None].float() * 2 - 1, first=first)
-        watch.mark("encode_anchor")
-        latents = noise[0] if self.rollout is None else self._denoise(noise, mask, render, watch)
-        before = self._decoder
-        with self._counted("decode"):
-            frames, self._decoder = self.codec.decode(latents.to(self.codec.dtype), before)
-        watch.mark("decode")
-        on_device = to_pixels(frames)
-        pixels = self._to_host(on_device)
+        views = Anchor(**{name: self._part(frames) for name, frames in vars(committed.views).items()})
+        known = self._part(shown.anchor.known.flatten(0, 1))
+        self._codec.encoding = "encode_anchor"
+        frames = generator.generate(views, rgb, self.states, numbers, condition, known).unflatten(0, (slots, -1))
+        pixels = self._to_host(frames)
         watch.mark("copy_out", wait=True)
-        self._finish(on_device, shown, watch)
-        if not first:
-            self.inputs = Inputs(source, self._last, render, mask, noise, before, latents)
-        self._last = latents.clone()
+        self._watch = None
+        self._finish(frames, shown, watch)
+        if self.blocks:
+            self.inputs = Inputs(batch, views, known, before, numbers, _latents(self.states), frames)
         self.blocks += 1
         return pixels
 
     def again(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Latents and frames uint8 [B, F, H, W, 3] of a block that was made before, perhaps by another rollout."""
-        self._context(inputs.source, inputs.last)
-        latents = self._denoise(inputs.noise, inputs.mask, inputs.render, None)
-        frames, _ = self.codec.decode(latents.to(self.codec.dtype), inputs.decoder)
-        return latents.clone(), to_pixels(frames)
+        states, numbers = copy.deepcopy(inputs.states), inputs.numbers
+        condition = self.generator.condition(inputs.rgb, states, numbers)
+        rgb = inputs.rgb.flatten(0, 1)
+        frames = self.generator.generate(inputs.views, rgb, states, numbers, condition, inputs.known)
+        return _latents(states), frames.unflatten(0, (len(states), -1))
 
-    def _noise(self) -> list[Tensor]:
-        n, (height, width) = self.config.latents_per_block, self.size
-        shape = (n, self.codec.latent_channels, height // PIXELS, width // PIXELS)
-        steps = range(len(self.config.steps))
-        slots = range(self.drive.slots)
-        drawn = [torch.stack([block_noise(slot, self.blocks, step, shape) for slot in slots]) for step in steps]
-        if self.device.type == "cuda":
-            drawn = [noise.pin_memory().to(self.device, non_blocking=True) for noise in drawn]
-        return drawn
-
-    def _context(self, source: Tensor, last: Tensor | None) -> None:
-        for rows, workspace, text in zip(self.groups, self.workspaces, self.text, strict=True):
-            self.rollout.context(source[rows], None if last is None else last[rows], workspace, text)
-
-    def _denoise(self, noise: list[Tensor], mask: Tensor, render: Tensor, watch: Stopwatch | None) -> Tensor:
-        parts = []
-        for rows, workspace, text in zip(self.groups, self.workspaces, self.text, strict=True):
-            told = {"trace": lambda step, *_: watch.mark(f"denoise_{step + 1}")} if watch and self.by_step else {}
-            args = [level[rows] for level in noise], mask[rows], render[rows], workspace, text
-            parts.append(self.rollout.denoise(*args, **told))
-            if watch and not told:
-                watch.mark("denoise")
-        return torch.cat(parts)
+    def _part(self, frames: Tensor) -> Tensor:
+        """[N, H, W, ...] -> the part of the picture."""
+        return frames[:, : self.size[0], : self.size[1]]
 
     def _finish(self, rgb: Tensor, shown: Frames, watch: Stopwatch) -> None:
         if self.size != self.drive.reference.size:  # a part of the picture fits no depth map
@@ -246,12 +232,6 @@ class Pipeline:
         self.drive.remember(rgb, depth, confidence, shown)
         watch.mark("map_insertion")
 
-    def _to_codec(self, rgb: Tensor) -> Tensor:
-        """uint8 [B * F, H, W, 3] -> [B, F, 3, H, W] in [-1, 1]."""
-        height, width = self.size
-        rgb = rgb[:, :height, :width].unflatten(0, (self.drive.slots, -1))
-        return rgb.movedim(-1, 2).to(self.codec.dtype) / 127.5 - 1
-
     def _to_host(self, frames: Tensor) -> Tensor:
         if self.device.type != "cuda":
             return frames
@@ -260,28 +240,79 @@ class Pipeline:
         synchronise(self.device)
         return host
 
-    def _counted(self, stage: str):
-        return _Counter(self.codec_flops, stage) if self.counting else nullcontext()
+
+class _MarkedCodec:
+    """A codec whose calls are marked where they end, and counted if asked to."""
+
+    def __init__(self, codec: Codec, mark: Callable[[str], None]):
+        self._codec, self._mark = codec, mark
+        self.encoding = ""  # the stage that an encoding is of
+        self.count = False
+        self.flops: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codec, name)
+
+    def encode(self, frames: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
+        return self._run(self.encoding, self._codec.encode, frames, states)
+
+    def decode(self, latents: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
+        return self._run("decode", self._codec.decode, latents, states)
+
+    def _run(self, stage: str, call: Callable, *args: Any) -> Any:
+        if self.count:
+            with FlopCounterMode(display=False) as counter:
+                found = call(*args)
+            self.flops[stage] = counter.get_total_flops()
+        else:
+            found = call(*args)
+        self._mark(stage)
+        return found
 
 
-class _Counter(FlopCounterMode):
-    """Notes a stage's operations where it ends."""
+class _MarkedRollout:
+    """A rollout whose passes are marked: what comes before the first is the noise's time, or the anchor's encoding's.
 
-    def __init__(self, into: dict[str, int], stage: str):
-        super().__init__(display=False)
-        self.into, self.stage = into, stage
+    Single steps of denoising are marked where the pass can tell of them without becoming another one: not in graphs.
+    """
 
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        self.into[self.stage] = self.get_total_flops()
+    def __init__(self, rollout: Any, mark: Callable[[str], None]):
+        self._rollout, self._mark = rollout, mark
+        self._by_step = isinstance(rollout, Rollout) and not getattr(rollout, "graphs", False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rollout, name)
+
+    def context(self, *args: Any) -> None:
+        self._mark("noise")
+        self._rollout.context(*args)
+        self._mark("context")
+
+    def denoise(self, *args: Any) -> Tensor:
+        self._mark("encode_anchor")
+        if self._by_step:
+            return self._rollout.denoise(*args, trace=lambda step, *_: self._mark(f"denoise_{step + 1}"))
+        latents = self._rollout.denoise(*args)
+        self._mark("denoise")
+        return latents
 
 
-def groups(batch: int, device: torch.device) -> list[list[int]]:
-    """Slots that run together in the network."""
-    return [list(range(batch))] if device.type != "cpu" else [[slot] for slot in range(batch)]
+class NoNetwork:
+    """In place of a rollout, what does nothing: the noise is the prediction."""
+
+    def __init__(self, rollout: Rollout):
+        self._rollout = rollout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rollout, name)
+
+    def context(self, *args: Any) -> None:
+        """No pass."""
+
+    def denoise(self, noise: Sequence[Tensor], *args: Any) -> Tensor:
+        """The first noise, [B, n, 16, h, w]."""
+        return noise[0].to(self._rollout.model.dtype)
 
 
-def to_pixels(frames: Tensor) -> Tensor:
-    """[B, F, 3, H, W] in [-1, 1] -> uint8 [B, F, H, W, 3]."""
-    levels = ((frames.float() + 1) * 127.5).round().clamp(0, 255)
-    return levels.to(torch.uint8).movedim(2, -1).contiguous()
+def _latents(states: list[StarState]) -> Tensor:
+    return torch.stack([state.last for state in states])

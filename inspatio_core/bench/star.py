@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import statistics
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inspatio_core import checkpoints
 from inspatio_core.bench.flops import flops_block
@@ -27,7 +29,7 @@ from inspatio_core.bench.report import (
     stage_rows,
     totals,
 )
-from inspatio_core.bench.stages import CODEC_STAGES, Drive, Inputs, Pipeline, groups, to_pixels
+from inspatio_core.bench.stages import CODEC_STAGES, Drive, Inputs, NoNetwork, Pipeline
 from inspatio_core.bench.timing import Stopwatch, seconds_per_call
 from inspatio_core.codecs import Codec, make_codec
 from inspatio_core.errors import InputError
@@ -35,7 +37,7 @@ from inspatio_core.generators.star import CODEC_FILE, CONFIG_FILE, DTYPES, WEIGH
 from inspatio_core.reference import Reference, open_reference
 from inspatio_core.star.attention import attention, choose_backend
 from inspatio_core.star.config import PIXELS, StarConfig, star_config
-from inspatio_core.star.dit import StarDiT, TextKV, build_star, randomise
+from inspatio_core.star.dit import StarDiT, build_star, randomise
 from inspatio_core.star.rollout import Rollout
 from inspatio_core.world import choose_device
 
@@ -55,7 +57,10 @@ PATHS: dict[str, dict[str, bool] | None] = {
 }
 """What can be measured: the plain rollout, and `FastRollout` with these arguments. ``fast`` is the generator's own."""
 PROMPT_ROWS = 100  # the length of a caption; what it says does not matter here
-BY_LAYERS = 4e12  # operations a block; on a CPU larger networks are timed layer by layer
+PATIENCE = 60.0
+"""Seconds; networks that would take longer on a CPU are timed layer by layer."""
+CODEC_FLOPS = {"tae": (0.73e12, 1.63e12), "wan": (24.2e12, 40.7e12)}
+"""Operations of codecs of full width, encoding and decoding 12 frames of 480 x 832."""
 CODEC_PARTS = {"wan": (64, 112), "tae": (240, 416)}
 """The part of the picture that a codec of full width is then timed on."""
 
@@ -71,7 +76,7 @@ class StarBench:
         latents_per_block: n; None for the network's own.
         checkpoint_path: weights of the network, or a folder with config.json, star.safetensors, codec.safetensors.
         codec_checkpoint_path: of the codec. "" for the place where they belong.
-        random_weights: draw the weights that no path names.
+        random_weights: draw the weights; no path is then named.
         codec: ``tae``, ``wan``, or ``auto``: that of the folder of weights, else ``tae``.
         device, dtype: ``auto``, or as torch calls them.
         image_size: (height, width) of the frames. scene: what is driven through. slots: worlds at once.
@@ -173,12 +178,12 @@ class _Bench:
         self.latents = tuple(side // PIXELS for side in options.image_size)
         self.latent_tokens = math.prod(options.image_size) // self.config.multiple**2
         on_cpu = self.device.type == "cpu"
-        size = options.slots * flops_block(self.config, self.latent_tokens).total
-        self.by_layers = on_cpu and not options.whole and size > BY_LAYERS
-        self.paths = _paths(options, self.device, self.by_layers)
-        self.blocks = options.blocks or (5 if on_cpu else 20)
-        self.warm_up = options.warm_up or (0 if self.by_layers else 2)
+        self.paths = _paths(options, self.device)
+        self.blocks, self.warm_up = options.blocks or (5 if on_cpu else 20), options.warm_up or 2
         self.weights = Weights.find(options, self.config)
+        self.by_layers = on_cpu and self._is_long()
+        if self.by_layers:
+            self.warm_up = options.warm_up or 0
         self.notes: list[str] = []
         if self.weights.random:
             self.notes.append(
@@ -195,36 +200,49 @@ class _Bench:
         """A drive from its beginning: the same for every path."""
         return Drive(self.reference, self.options.slots, self.codec.look_ahead, self.device)
 
-    def text(self, model: StarDiT) -> list[TextKV | None]:
-        """A prompt of random features for each group of slots."""
-        config = model.config
+    def _is_long(self) -> bool:
+        """Whether layers stand for the network; says how long the whole would take where that is long."""
+        blocks = len(self.paths) * (1 + self.warm_up + self.blocks)
+        whole = seconds_whole(self.config, self.options, self.kernels, blocks)
+        if whole <= PATIENCE:
+            return False
+        by_layers = not self.options.whole
+        if by_layers and self.paths != ["plain"]:
+            raise InputError(
+                f"--paths: the whole network takes about {whole:.0f} s, and where layers stand for it it runs plain; "
+                "add --whole, or take --size tiny"
+            )
+        how = "so one layer is timed for all (--whole runs it)" if by_layers else "as asked for"
+        self.tell(f"the whole network takes about {whole:.0f} s by the speed of products here, {how}")
+        return by_layers
+
+    @property
+    def embed(self) -> Callable[[str], tuple[Tensor, int]] | None:
+        """Random features for any prompt; None for a network without text."""
+        config = self.config
+        if not config.text:
+            return None
         rows = min(PROMPT_ROWS, config.text_len)
-        embeds = torch.randn(1, rows, config.text_dim, generator=torch.Generator().manual_seed(0))
-        sizes = [len(group) for group in groups(self.options.slots, self.device)]
-        with torch.no_grad():
-            text = [model.text_kv(embeds.expand(size, -1, -1), [rows] * size) for size in sizes]
-        self.text_rows = 0 if text[0] is None else text[0].keys.shape[2]
-        return text
+        embeds = torch.randn(rows, config.text_dim, generator=torch.Generator().manual_seed(0))
+        return lambda prompt: (embeds, rows)
 
     def whole(self) -> list[_Measured]:
         """Every path with the whole network."""
         self.tell(f"building the network, {self.size}")
         model = self.weights.make_star(self.config, self.device, self.dtype)
-        text, measured, base = self.text(model), [], None
+        measured, base = [], None
         for path in self.paths:
             self.tell(f"{path}: {self.warm_up} blocks to warm up, {self.blocks} timed")
             reset_peak(self.device)
-            rollout = Rollout(model, *self.latents)
-            if PATHS[path] is not None:
-                rollout = _fast(rollout, **PATHS[path])
-            pipeline = Pipeline(self.config, self.codec, rollout, text, self.drive())
+            wrap = None if PATHS[path] is None else functools.partial(_fast, **PATHS[path])
+            pipeline = Pipeline(model, self.codec, self.drive(), embed=self.embed, wrap=wrap)
             found = self._run(path, pipeline)
             if base is None:
                 base = pipeline.inputs
             else:
                 found.difference = difference(pipeline, base)
             measured.append(found)
-            del rollout, pipeline  # before the next path asks for memory
+            del pipeline  # before the next path asks for memory
         return measured
 
     def layer_by_layer(self) -> list[_Measured]:
@@ -233,17 +251,21 @@ class _Bench:
         self.tell(f"one of {layers} layers")
         self.notes.append(f"SCALED: one layer of the network was timed, and counted for {layers}")
         model = self.weights.make_star(self.config.replace(num_layers=1), self.device, self.dtype, one_layer=True)
-        text = self.text(model)[0]
+        text = None
+        if self.embed is not None:
+            embeds, rows = self.embed("")
+            text = model.text_kv(embeds[None], [rows])
         network = time_by_layers(model, self.config, self.latents, text, self.options.blocks)
         self.blocks = len(network["context"])
         for stage, times in network.items():
             network[stage] = [self.options.slots * t for t in times]
-        del model
         part = CODEC_PARTS[self.codec.name] if self.config.codec_width is None else picture
         part = tuple(min(p, side) for p, side in zip(part, picture, strict=True))
         area = math.prod(picture) / math.prod(part)
         self.tell(f"the other stages, the codec on {_by(part)} of the picture")
-        found = self._run("plain", Pipeline(self.config, self.codec, None, [], self.drive(), codec_size=part))
+        pipeline = Pipeline(model, self.codec, self.drive(), embed=self.embed, wrap=NoNetwork, codec_size=part)
+        found = self._run("plain", pipeline)
+        del found.seconds["denoise"]
         if area > 1:
             self.notes.append(
                 f"SCALED: the codec was timed on {_by(part)} of the picture, and counted {area:.3g} times"
@@ -260,8 +282,7 @@ class _Bench:
         """The first block, the warm-up, the timed blocks; on CUDA as many once more, waited for at their ends."""
         watch, seconds, unsynchronised = Stopwatch(self.device), {}, []
         for block in range(1 + self.warm_up + self.blocks):
-            pipeline.counting = block == 1
-            pipeline.block(watch)
+            pipeline.block(watch, count=block == 1)
             if block > self.warm_up:
                 for stage, value in watch.seconds.items():
                     seconds.setdefault(stage, []).append(value)
@@ -270,11 +291,14 @@ class _Bench:
             for _ in range(self.blocks):
                 pipeline.block(once)
                 unsynchronised.append(sum(once.seconds.values()))
+        self.text_rows = pipeline.text_rows
         known = statistics.mean(pipeline.drive.known)
         return _Measured(path, seconds, unsynchronised, pipeline.codec_flops, known, peak_memory(self.device))
 
+    @functools.cached_property
     def kernels(self) -> dict:
         """A matrix product, and the attention of a denoising step: what this machine can do."""
+        self.tell("a product and an attention, to judge by")
         config, slots, device = self.config, self.options.slots, self.device
         tokens = config.latents_per_block * self.latent_tokens
         side = 8192
@@ -296,8 +320,7 @@ class _Bench:
         """Measure everything."""
         config, options = self.config, self.options
         measured = self.layer_by_layer() if self.by_layers else self.whole()
-        self.tell("a product and an attention, to compare with")
-        kernels = self.kernels()
+        kernels = self.kernels
         counts = network_counts(config, config.latents_per_block * self.latent_tokens, options.slots, self.text_rows)
         frames = 4 * config.latents_per_block
         paths = []
@@ -366,11 +389,21 @@ def star(options: StarBench, machine: dict, tell: Callable[[str], None] = lambda
 def difference(pipeline: Pipeline, inputs: Inputs) -> dict:
     """How far the block of `inputs` comes out from what it was when `pipeline` makes it."""
     latents, frames = pipeline.again(inputs)
-    before, _ = pipeline.codec.decode(inputs.latents.to(pipeline.codec.dtype), inputs.decoder)
-    return {"latents": compare(latents, inputs.latents), "frames": compare_frames(frames, to_pixels(before))}
+    return {"latents": compare(latents, inputs.latents), "frames": compare_frames(frames, inputs.frames)}
 
 
-def _paths(options: StarBench, device: torch.device, by_layers: bool) -> list[str]:
+def seconds_whole(config: StarConfig, options: StarBench, kernels: dict, blocks: int) -> float:
+    """About how long `blocks` blocks of all slots take, at the speed of `kernels`: network and codec of full width."""
+    tokens = math.prod(options.image_size) // config.multiple**2
+    rows = min(PROMPT_ROWS, config.text_len)
+    network = flops_block(config, tokens, executed=True, text_rows=rows)
+    encode, decode = CODEC_FLOPS[config.codec] if config.codec_width is None else (0.0, 0.0)
+    codec = (2 * encode + decode) * config.latents_per_block / 3 * math.prod(options.image_size) / (480 * 832)
+    product, attend = (1e12 * kernels[kernel]["tflop_per_s"] for kernel in ("product", "attention"))
+    return options.slots * blocks * ((network.dense + codec) / product + network.attention / attend)
+
+
+def _paths(options: StarBench, device: torch.device) -> list[str]:
     """What to measure. Raises InputError."""
     if unknown := [path for path in options.paths if path not in PATHS]:
         raise InputError(f"--paths: {', '.join(unknown)} is not one of {', '.join(PATHS)}")
@@ -379,8 +412,6 @@ def _paths(options: StarBench, device: torch.device, by_layers: bool) -> list[st
     paths = list(dict.fromkeys(options.paths))
     if not _has_fast() and paths != ["plain"]:
         raise InputError(f"--paths: {', '.join(paths)}: this version has no optimised rollout; take plain")
-    if by_layers and paths != ["plain"]:
-        raise InputError("--paths: where layers stand for the network it runs plain; add --whole, or take --size tiny")
     return paths
 
 
@@ -413,6 +444,10 @@ class Weights:
     def find(cls, options: StarBench, config: StarConfig) -> Weights:
         """What the options name. InputError where something is missing and no random weights were asked for."""
         given = {"--checkpoint_path": options.checkpoint_path, "--codec_checkpoint_path": options.codec_checkpoint_path}
+        if options.random_weights:
+            if named := [option for option, path in given.items() if path]:
+                raise InputError(f"--random_weights draws what {' and '.join(named)} would give; leave one of them out")
+            return cls(config, None, None)
         star, codec = (Path(path).expanduser() if path else None for path in given.values())
         folder = _folder(options)
         if folder is not None:
@@ -422,8 +457,6 @@ class Weights:
         for option, path in zip(given, (star, codec), strict=True):
             if path is not None and not path.is_file():
                 raise InputError(f"{option}: {path} is not a file")
-        if options.random_weights:
-            return cls(config, star, codec)
         if star is None and options.size in ("auto", "1.3b"):
             star = checkpoints.locate("inspatio-world-1.3b")
         if codec is None and config.codec_width is None:

@@ -106,7 +106,7 @@ def _add_star(parser: argparse.ArgumentParser) -> None:
         "--random_weights",
         "--random-weights",
         action="store_true",
-        help="draw the weights that no path names: times are the same, frames are noise",
+        help="draw the weights instead of reading them: times are the same, frames are noise",
     )
     add(
         "--codec",
@@ -132,7 +132,8 @@ def _add_star(parser: argparse.ArgumentParser) -> None:
     add(
         "--whole",
         action="store_true",
-        help="run a large network whole on a CPU, too, which takes long (default: one layer, counted for all)",
+        help="run the network whole on a CPU even where that takes more than a minute (default there: one layer, "
+        "counted for all)",
     )
 
 

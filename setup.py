@@ -67,7 +67,7 @@ setup(
         "sfm": ["pycolmap"],
         "open3d": ["open3d-cpu"],
         "window": ["pygame"],
-        "test": ["pytest<9", "plyfile", "pygame"],
+        "test": ["pytest<9", "plyfile", "psutil", "pygame"],
         "dev": ["ruff"],
         # What ROS 2's Python tools import, and colcon with what it needs to build a workspace.
         "ros": [

@@ -252,6 +252,16 @@ def test_headers_and_metadata(tmp_path):
     assert checkpoints.metadata(tmp_path / "p") == {}
 
 
+def test_headers_of_a_pickle_read_no_tensor(tmp_path):
+    """Of a terabyte that is a hole in the file, and would fit no memory; by this name it is not mapped either."""
+    file = tmp_path / "w.safetensors"
+    large = torch.from_file(str(tmp_path / "hole"), shared=True, size=1 << 39, dtype=torch.bfloat16)
+    with torch.serialization.skip_data():
+        torch.save({"a": large, "b": torch.zeros(2, 3)}, file)
+    assert file.stat().st_size > 1 << 40
+    assert checkpoints.headers(file) == {"a": ((1 << 39,), torch.bfloat16), "b": ((2, 3), torch.float32)}
+
+
 # ---------------------------------------------------------------------------------------------------------- verify: bad
 
 
@@ -281,7 +291,10 @@ def test_one_wrong_key(capsys, tmp_path, kind, what, key, given, write):
 def test_long_lists_are_counted(capsys, tmp_path):
     shapes = checkpoints.shapes_of("star-1.3b")
     line = refused(capsys, "verify", sparse(tmp_path / "w", dict(list(shapes.items())[:600])))
-    assert "225 missing: " in line and "and 205 more" in line
+    assert "225 missing: " in line and "and 125 more" in line
+    names = list(shapes)
+    line = refused(capsys, "verify", sparse(tmp_path / "w", {name: shapes[name] for name in names[100:]}))
+    assert "100 missing: " in line and all(name in line for name in names[:100]) and " more" not in line
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -304,6 +317,14 @@ def test_the_same_key_twice(capsys, tmp_path):
     shapes = checkpoints.shapes_of("tae")
     line = refused(capsys, "verify", sparse(tmp_path / "w", shapes | {"model.decoder.22.bias": (3,)}))
     assert "is not tae: 1 extra: model.decoder.22.bias" in line
+
+
+@pytest.mark.parametrize("kind", ["star-1.3b", "wan-t2v-1.3b"])
+def test_a_wrong_type_tells_nothing_of_the_kind(capsys, tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(SHORT, "F8_E4M3", torch.float8_e4m3fn)
+    line = refused(capsys, "verify", sparse(tmp_path / "w", checkpoints.shapes_of(kind), "F8_E4M3"))
+    assert f"is not {kind}: 825 of wrong shape or type: " in line and "of float8_e4m3fn" in line
+    assert "instead of" not in line
 
 
 def test_another_kind_than_asked_for(capsys, tmp_path):

@@ -102,6 +102,18 @@ def test_what_was_prepared_ends_with_reset_restore_and_a_new_prompt(references):
             assert a.known.float().mean() < 0.95
 
 
+def test_restore_drops_what_was_prepared_of_the_same_frames(references):
+    """Paused, every block commits the same frames: those alone do not tell what was prepared for another history."""
+    with world(references).start() as session:
+        session.step(AWAY, PlayheadCommand(paused=True))
+        session.step(AWAY)
+        snapshot = session.snapshot()
+        expected = session.step(AWAY)
+        session.prepare()
+        session.restore(snapshot)
+        assert_equal_blocks(session.step(AWAY), expected)
+
+
 def test_prepare_leaves_the_session_as_it_was(references):
     with world(references).start() as session, world(references).start() as twin:
         session.prepare()

@@ -31,7 +31,7 @@ DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 INFIXES = ("_fsdp_wrapped_module", "_orig_mod")
 PREFIX = "model."
 
-_LISTED = 20  # keys of one sort that a message names; the others are counted
+_LISTED = 100  # keys of one sort that a message names; the others are counted
 _FEW = 3  # the same where no key fits at all
 
 Shapes = Mapping[str, "tuple[int, ...]"]
@@ -136,12 +136,13 @@ class _Match:
     keys: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    mistyped: list[str] = field(default_factory=list)
     trimmed: dict[str, int] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
-        return not (self.missing or self.extra or self.wrong)
+        return not (self.missing or self.extra or self.misshapen or self.mistyped)
 
 
 def plain_key(key: str, names: Mapping[str, str]) -> str:
@@ -173,10 +174,10 @@ def _match(
         grown = wanted in last_rows and shape[1:] == expected[1:] and shape[:1] > expected[:1]
         if grown:
             match.trimmed[wanted] = expected[0]
-        if not dtype.is_floating_point or dtype.itemsize < 2:
-            match.wrong.append(f"{key} of {str(dtype).removeprefix('torch.')}")
-        elif shape != expected and not grown:
-            match.wrong.append(f"{key} {list(shape)} instead of {list(expected)}")
+        if shape != expected and not grown:
+            match.misshapen.append(f"{key} {list(shape)} instead of {list(expected)}")
+        elif not dtype.is_floating_point or dtype.itemsize < 2:
+            match.mistyped.append(f"{key} of {str(dtype).removeprefix('torch.')}")
     match.missing = [key for key in shapes if key not in match.keys]
     return match
 
@@ -192,7 +193,12 @@ def _matches(found: files.Headers, kinds: Iterable[str], shapes: Shapes | None) 
 
 
 def _best(matches: Iterable[tuple[str, _Match]]) -> tuple[str, _Match]:
-    return max(matches, key=lambda m: (len(m[1].keys), -len(m[1].wrong), -len(m[1].missing)))
+    """The one whose keys and shapes fit best; types tell nothing of what a file is."""
+
+    def fit(match: _Match) -> tuple[int, ...]:
+        return len(match.keys), -len(match.misshapen), -len(match.missing), -len(match.mistyped)
+
+    return max(matches, key=lambda m: fit(m[1]))
 
 
 def _listed(keys: list[str], most: int = _LISTED) -> str:
@@ -202,7 +208,11 @@ def _listed(keys: list[str], most: int = _LISTED) -> str:
 
 def _differences(match: _Match) -> str:
     most = _LISTED if match.keys else _FEW
-    sorts = (("missing", match.missing), ("extra", match.extra), ("of wrong shape or type", match.wrong))
+    sorts = (
+        ("missing", match.missing),
+        ("extra", match.extra),
+        ("of wrong shape or type", match.misshapen + match.mistyped),
+    )
     return "; ".join(f"{len(keys)} {sort}: {_listed(keys, most)}" for sort, keys in sorts if keys)
 
 

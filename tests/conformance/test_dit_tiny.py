@@ -9,8 +9,6 @@ from inspatio_core.star.schedule import Schedule, x0_from_flow
 from .harness import Case, parametrize
 from .star import deviation, network
 
-BF16_MARGIN = 1.5  # rounding noise of one run against that of another
-
 
 def run(case: Case, dtype: torch.dtype, plain: bool = False, merged: bool = False):
     """Yields (name of a tensor, what we make of it) for everything that a case holds."""
@@ -19,7 +17,7 @@ def run(case: Case, dtype: torch.dtype, plain: bool = False, merged: bool = Fals
     height, width = case.meta["latent_hw"]
     table = model.rope(height, width)
     embeds = t["in.prompt_embeds"]
-    text = model.text_kv(embeds, case.meta["prompt_lengths"] if merged else None)
+    text = model.text_kv(embeds, case.meta.get("prompt_lengths") if merged else None)
     schedule = Schedule()
     cache = GrowingCache() if plain else model.workspace(len(embeds), height, width)
     for block in (0, 1):
@@ -39,7 +37,7 @@ def run(case: Case, dtype: torch.dtype, plain: bool = False, merged: bool = Fals
             mask, render = (
                 t[name].to(dtype) if name in t else None for name in (f"{at}.mask_latent", f"{at}.render_latent")
             )
-            assert case.meta["t2v_branch"] == (mask is None)
+            assert case.meta.get("t2v_branch", mask is None) == (mask is None)
             flow = model.denoise(x_t, mask, render, model.modulation(timestep[None]), table, cache, text)
             yield f"out.block{block}.step{step}.flow", flow
             yield f"out.block{block}.step{step}.x0", x0_from_flow(flow, x_t, schedule.sigma(timestep))
@@ -64,10 +62,10 @@ def test_padding_of_the_prompt_as_a_few_rows(case: Case) -> None:
 @parametrize("dit_tiny")
 @pytest.mark.parametrize("merged", [False, True], ids=["all rows", "merged rows"])
 def test_bfloat16(case: Case, merged: bool) -> None:
+    """No further from float32 than the reference in bfloat16; of a case that states no deviation, numbers."""
     with torch.no_grad():
         outputs = dict(run(case, torch.bfloat16, merged=merged))
-    stated = case.meta["bf16_reference_deviation"]
-    assert stated
-    for name, of_reference in stated.items():
+    assert all(ours.isfinite().all() for ours in outputs.values())
+    for name, of_reference in case.meta.get("bf16_reference_deviation", {}).items():
         ours = deviation(outputs[f"out.{name}"], case.tensors[f"out.{name}"])
-        assert 0 < ours <= BF16_MARGIN * of_reference["rel_rms"], name
+        assert 0 < ours <= of_reference["rel_rms"], name

@@ -1,14 +1,13 @@
 """The sampling loop over several blocks with replayed noise, at small sizes and at the full latent size."""
 
-import pytest
+import re
+
 import torch
 
 from inspatio_core.star.rollout import Rollout
 
-from .harness import Case, cases, parametrize
+from .harness import Case, parametrize
 from .star import deviation, drawn, network
-
-BF16_MARGIN = 1.5
 
 
 def run(case: Case, dtype: torch.dtype = torch.float32, merged: bool = True) -> dict[str, torch.Tensor]:
@@ -17,7 +16,7 @@ def run(case: Case, dtype: torch.dtype = torch.float32, merged: bool = True) -> 
     height, width = case.meta["latent_hw"]
     rollout = Rollout(model, height, width)
     batch, blocks, n = case.meta["batch"], case.meta["blocks"], model.config.latents_per_block
-    steps, lengths = len(rollout.sampler), case.meta["prompt_lengths"]
+    steps, lengths = len(rollout.sampler), case.meta.get("prompt_lengths")
 
     def given(name, shape):
         if f"in.{name}" in case.tensors:
@@ -25,7 +24,7 @@ def run(case: Case, dtype: torch.dtype = torch.float32, merged: bool = True) -> 
         values = drawn(case, name, shape)
         if name == "mask_latent":
             return torch.where(values > 0, 1.0, -1.0)
-        if name == "prompt_embeds":
+        if name == "prompt_embeds" and lengths:
             for row, length in enumerate(lengths):
                 values[row, length:] = 0
         return values
@@ -69,13 +68,13 @@ def test_rollout(case: Case) -> None:
             value = getattr(ours[of], statistic)((-2, -1))
         case.check(name, value)
         compared.add(base)
-    assert {"latents", "latents_sub4"} & compared
+    assert any(re.fullmatch(r"latents(_sub\d+)?", base) for base in compared)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in cases("rollout") if "bf16_reference_deviation" in c.meta], ids=lambda c: c.name
-)
+@parametrize("rollout")
 def test_rollout_in_bfloat16(case: Case) -> None:
+    """No further from float32 than the reference in bfloat16; of a case that states no deviation, numbers."""
     ours = run(case, torch.bfloat16)
-    for name, of_reference in case.meta["bf16_reference_deviation"].items():
-        assert 0 < deviation(ours[name], case.tensors[f"out.{name}"]) <= BF16_MARGIN * of_reference["rel_rms"], name
+    assert ours["latents"].isfinite().all()
+    for name, of_reference in case.meta.get("bf16_reference_deviation", {}).items():
+        assert 0 < deviation(ours[name], case.tensors[f"out.{name}"]) <= of_reference["rel_rms"], name

@@ -2,7 +2,6 @@
 
 import functools
 
-import pytest
 import torch
 
 from inspatio_core.codecs import taehv
@@ -16,14 +15,14 @@ def weights(case: Case) -> dict[str, torch.Tensor]:
     stored = {k.removeprefix("weights."): case.tensors[k] for k in case.tensors if k.startswith("weights.")}
     if stored:
         return stored
-    drawn = {k: drawn_weight(case, k, shape) for k, shape in taehv.shapes(case.meta["widths"]).items()}
-    for key, shift in case.meta["bias_shift"].items():
+    drawn = {k: drawn_weight(case, k, shape) for k, shape in taehv.shapes(case.meta.get("widths")).items()}
+    for key, shift in case.meta.get("bias_shift", {}).items():
         drawn[key] += shift
     return drawn
 
 
 def codec(case: Case, **options) -> taehv.TaeCodec:
-    return taehv.TaeCodec(weights(case), width=case.meta["widths"], **options)
+    return taehv.TaeCodec(weights(case), width=case.meta.get("widths"), **options)
 
 
 def clip(case: Case) -> torch.Tensor:
@@ -44,15 +43,18 @@ def test_taehv_decode(case: Case) -> None:
 def test_taehv_streams(case: Case) -> None:
     """One latent at a time: the stated numbers of frames, and the bytes of the whole clip."""
     network, z, frames = codec(case), case.tensors["in.z"], clip(case)
-    chunks, states = [], [None]
+    chunks, states = [], [None] * len(z)
     for latent in z.split(1, 1):
         chunk, states = network.decode(latent, states)
         chunks.append(chunk)
-    assert [chunk.shape[1] for chunk in chunks] == case.meta["streaming_decode_frames_per_latent"]
+    emitted = [chunk.shape[1] for chunk in chunks]
+    assert emitted == case.meta.get("streaming_decode_frames_per_latent", [1] + [4] * (z.shape[1] - 1))
     assert torch.equal(torch.cat(chunks, 1), network.decode_clip(z))
     # Every latent can be had as soon as the reference emits it.
-    emitted = [i + 1 for i, count in enumerate(case.meta["streaming_encode_emits_after_frame"]) if count]
-    latents, states, done = [], [None], 0
+    fourth = [i % 4 == 3 for i in range(frames.shape[1])]
+    emitted = [i + 1 for i, count in enumerate(case.meta.get("streaming_encode_emits_after_frame", fourth)) if count]
+    assert len(emitted) == frames.shape[1] // 4
+    latents, states, done = [network.encode_clip(frames)[:, :0]], [None] * len(frames), 0
     for frame in emitted:
         latent, states = network.encode(frames[:, done:frame], states)
         latents.append(latent)
@@ -62,10 +64,12 @@ def test_taehv_streams(case: Case) -> None:
 
 @parametrize("taehv")
 def test_taehv_float16(case: Case) -> None:
-    stated = case.meta.get("fp16_reference_deviation")
-    if stated is None:
-        pytest.skip("the case states no deviation in float16")
+    """Within twice the deviation stated; of a case that states none, numbers."""
+    stated = case.meta.get("fp16_reference_deviation", {})
     half = codec(case, dtype=torch.float16)
-    assert deviation(half.encode_clip(clip(case)), case.tensors["out.latent"]) <= 2 * stated["latent"]
-    decoded = (half.decode_clip(case.tensors["in.z"]) + 1) / 2
-    assert deviation(decoded, case.tensors["out.decode"]) <= 2 * stated["decode"]
+    latents, decoded = half.encode_clip(clip(case)), (half.decode_clip(case.tensors["in.z"]) + 1) / 2
+    assert latents.isfinite().all() and decoded.isfinite().all()
+    if "latent" in stated:
+        assert deviation(latents, case.tensors["out.latent"]) <= 2 * stated["latent"]
+    if "decode" in stated:
+        assert deviation(decoded, case.tensors["out.decode"]) <= 2 * stated["decode"]

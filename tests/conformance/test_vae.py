@@ -2,12 +2,11 @@
 
 import functools
 
-import pytest
 import torch
 
 from inspatio_core.codecs import wan_vae
 
-from .harness import Case, cases, parametrize
+from .harness import Case, parametrize
 from .star import deviation, drawn_weight
 
 
@@ -52,9 +51,12 @@ def test_vae_encode(case: Case) -> None:
 
 @parametrize("vae")
 def test_vae_decode(case: Case) -> None:
-    case.check("out.decode_official_wan", whole(case)[1])
     released = unclamped(codec(case, compatible=True), case.tensors["in.z"])
-    case.check("out.decode", released.clamp(-1, 1))
+    decoded = {"out.decode_official_wan": whole(case)[1], "out.decode": released.clamp(-1, 1)}
+    stated = [name for name in decoded if name in case.tensors]
+    assert stated
+    for name in stated:
+        case.check(name, decoded[name])
     if "out.decode_unclamped" in case.tensors:
         stored = case.tensors["out.decode_unclamped"].shape[1]
         case.check("out.decode_unclamped", released if stored == released.shape[1] else released[:, ::3])
@@ -66,24 +68,30 @@ def test_vae_streams(case: Case) -> None:
     z, network = case.tensors["in.z"], codec(case)
     encoded, decoded = whole(case)
     for size, counts in ((3, "chunk_sizes_of_3_latents_with_cache"), (1, "per_latent_chunk_frames")):
-        chunks, states = [], [None]
+        chunks, states = [], [None] * len(z)
         for latents in z.split(size, 1):
             chunk, states = network.decode(latents, states)
             chunks.append(chunk)
-        assert [chunk.shape[1] for chunk in chunks] == case.meta[counts]
+        emitted = [chunk.shape[1] for chunk in chunks]
+        assert emitted == case.meta.get(counts, emitted) and sum(emitted) == 4 * z.shape[1] - 3
         assert torch.equal(torch.cat(chunks, 1), decoded)
     frames = clip(case)
     last = (frames.shape[1] - 1) // 4 * 4
-    latents, states = network.encode(frames[:, :1], [None])
-    rest, _ = network.encode(frames[:, 1 : last + 1], states)
-    assert torch.equal(torch.cat([latents, rest], 1), encoded)
+    latents, states = network.encode(frames[:, :1], [None] * len(frames))
+    if last:
+        rest, _ = network.encode(frames[:, 1 : last + 1], states)
+        latents = torch.cat([latents, rest], 1)
+    assert torch.equal(latents, encoded)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in cases("vae") if "bf16_reference_deviation" in c.meta], ids=lambda c: c.name
-)
+@parametrize("vae")
 def test_vae_bfloat16(case: Case) -> None:
-    stated = case.meta["bf16_reference_deviation"]
+    """Within twice the deviation stated; of a case that states none, numbers."""
+    stated = case.meta.get("bf16_reference_deviation", {})
     half = codec(case, compatible=True, dtype=torch.bfloat16)
-    assert deviation(half.encode_clip(clip(case)), case.tensors["out.latent"]) <= 2 * stated["latent"]
-    assert deviation(half.decode_clip(case.tensors["in.z"]), case.tensors["out.decode"]) <= 2 * stated["decode"]
+    latents, frames = half.encode_clip(clip(case)), half.decode_clip(case.tensors["in.z"])
+    assert latents.isfinite().all() and frames.isfinite().all()
+    if "latent" in stated:
+        assert deviation(latents, case.tensors["out.latent"]) <= 2 * stated["latent"]
+    if "decode" in stated:
+        assert deviation(frames, case.tensors["out.decode"]) <= 2 * stated["decode"]

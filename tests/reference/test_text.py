@@ -129,6 +129,8 @@ def make(files, cache, factory, text_len=16, **options):
     ("raw", "clean"),
     [
         ("&lt;a&#10;&#160;b&gt;", "<a b>"),
+        ("a &amp;amp; b", "a & b"),
+        ("<b> &amp;amp; x", "<b> & x"),  # here ftfy resolves none: it takes the text for HTML
         ("line\r\nline\u2028line", "line line line"),
         ("half a pair \ud800", "half a pair \ufffd"),
         ("\x00 bell\x07 \x1b[31mred", "bell red"),

@@ -329,7 +329,7 @@ def visibility(
         d = [g[:, i] - o[i] for i in range(3)]
         near, far = interval(k, o, d, param[frame, solid][:, None])
         near = near.clamp_min(0.0)
-        inside = torch.minimum(far, far.new_tensor(1.0)) - near
+        inside = far.clamp_max(1.0) - near
         if softness is None:
             light = (inside <= 0).float()
         else:

@@ -5,7 +5,12 @@ A clip is a function of its seed and the options alone; the same bytes on the sa
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import pickle
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -218,16 +223,40 @@ def render_clip(
     return render([script], size=size, domain=domain, device=device, supersample=supersample)[0]
 
 
+def _pickled_script(seed: int, options: dict) -> bytes:
+    """For other processes: plain bytes, so that no tensor is shared between them."""
+    torch.set_num_threads(1)
+    return pickle.dumps(make_script(seed, **options))
+
+
 def stream(
-    first: int = TRAIN_SEEDS.start, *, batch: int = 1, domain: str = "S", device="cpu", supersample: int = 1, **options
+    first: int = TRAIN_SEEDS.start,
+    *,
+    batch: int = 1,
+    workers: int = 0,
+    domain: str = "S",
+    device="cpu",
+    supersample: int = 1,
+    **options,
 ) -> Iterator[list[Clip]]:
-    """Endless batches of clips of the seeds first, first + 1, ...; options: those of `make_script`."""
-    size = options.get("size", (128, 224))
-    seed = first
-    while True:
-        scripts = [make_script(seed + i, **options) for i in range(batch)]
-        yield render(scripts, size=size, domain=domain, device=device, supersample=supersample)
-        seed += batch
+    """Endless batches of clips of the seeds first, first + 1, ...; options: those of `make_script`.
+
+    workers: processes that make worlds and camera paths ahead of the rendering (they start anew, so a program that uses
+    them needs the usual ``if __name__ == "__main__"``); they end with the iterator. The clips are the same.
+    """
+    look = {"size": options.get("size", (128, 224)), "domain": domain, "device": device, "supersample": supersample}
+    if not workers:
+        for seed in itertools.count(first, batch):
+            yield render([make_script(seed + i, **options) for i in range(batch)], **look)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        seeds, ahead = itertools.count(first), deque()
+        while True:
+            while len(ahead) < 2 * batch + 2 * workers:
+                ahead.append(pool.submit(_pickled_script, next(seeds), options))
+            yield render([pickle.loads(ahead.popleft().result()) for _ in range(batch)], **look)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @torch.no_grad()

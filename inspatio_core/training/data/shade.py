@@ -211,7 +211,7 @@ def albedo(paint: Paint, world: Tensor, hits: Hits, points: Points) -> tuple[Ten
     du, dv = torch.where(across, wz, wx), torch.where(level, wz, wy)
     hu, hv = torch.where(across, hz, hx), torch.where(level, hz, hy)
     # A picture on a side must not be mirrored: u runs to the right for who looks at the face from outside.
-    u = torch.where((points.face == 0) | (points.face == 5), -u, u)
+    u = torch.where((points.face == 1) | (points.face == 4), -u, u)
     angle = torch.atan2(x, z)
     u, du = torch.where(bent, angle * hx, u), torch.where(bent, wx + wz, du)
     hu = torch.where(bent, hx * 3.14159265, hu)

@@ -1,6 +1,7 @@
 """Rendered clips: exact, repeatable, seen as the conventions say."""
 
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from inspatio_core.training.data.cast import BALL, BOX, DOME, GROUND, clearance,
 from inspatio_core.training.data.paths import MARGIN, intrinsics, pose, world_solids
 from inspatio_core.training.data.scene import FAMILIES, _look, make_world
 from inspatio_core.training.data.stage import Dice, Stage
-from inspatio_core.training.data.textures import CHECKER, GLYPHS
+from inspatio_core.training.data.textures import CHECKER, GLYPHS, PANELS
 
 SMALL = {"frames": 4, "size": (40, 72)}
 
@@ -131,18 +132,27 @@ def test_conventions():
     assert middles[2][0] > rows.mean() + 2
 
 
-def test_print_is_not_mirrored():
-    """Pictures on a wall begin at their left: the frame and headline of a page are at its top from every side."""
-    world = little_world(textures=GLYPHS)
-    for x, z, yaw in ((-3, 4, 0), (-3, 12, 180), (-7, 8, 90), (1, 8, -90)):
-        clip = render([script(world, at(x, -1, z, yaw), size=(96, 96), fov=50.0)], size=(96, 96), supersample=3)[0]
-        rgb = clip.rgb[0, 0].float()
-        page = (clip.depth[0, 0] - 3.0).abs() < 1e-3
-        rows, columns = page.nonzero().unbind(1)
-        top, low, left = rows.min(), rows.max(), columns.min()
-        reddish = ((rgb[..., 0] - rgb[..., 1] > 60) & page).nonzero().float()
-        assert len(reddish) and reddish[:, 0].max() < top + 0.35 * (low - top)
-        assert left >= 0
+SIDES = ((-3, 4, 0), (-3, 12, 180), (-7, 8, 90), (1, 8, -90))  # x, z and yaw of cameras around the box
+
+
+def side_of_box(textures, x, z, yaw):
+    """Where a side shows [h,w,3], 0..255, cut out."""
+    world = little_world(textures=textures)
+    clip = render([script(world, at(x, -1, z, yaw), size=(96, 96), fov=50.0)], size=(96, 96), supersample=3)[0]
+    rows, columns = ((clip.depth[0, 0] - 3.0).abs() < 1e-3).nonzero().unbind(1)
+    return clip.rgb[0, 0, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].float()
+
+
+@pytest.mark.parametrize("place", SIDES)
+def test_print_is_upright_and_not_mirrored(place):
+    page = side_of_box(GLYPHS, *place)
+    red = (page[..., 0] - page[..., 1] > 60).nonzero()
+    assert len(red) and red[:, 0].max() < 0.35 * len(page)  # the headline
+    door = side_of_box(PANELS, *place)
+    red = door[..., 0] - door[..., 1] > 30
+    n = door.shape[1]
+    left, right = red[:, int(0.09 * n) : int(0.16 * n)], red[:, int(0.84 * n) : int(0.91 * n)]
+    assert right.sum() > left.sum() + 5  # the knob
 
 
 def warp(clip, a, b, frame):
@@ -268,6 +278,16 @@ def test_seeds_for_training_and_validation_have_nothing_in_common():
     assert TRAIN_SEEDS.start >= VALIDATION_SEEDS.stop and len(VALIDATION_SEEDS) == 10_000
     first = next(stream(batch=2, views=1, frames=2, size=(16, 16)))
     assert [c.seed for c in first] == [TRAIN_SEEDS.start, TRAIN_SEEDS.start + 1]
+
+
+def test_worlds_made_ahead_by_other_processes_are_the_same():
+    options = {"batch": 2, "frames": 2, "size": (16, 24)}
+    plain, ahead = stream(500, **options), stream(500, workers=1, **options)
+    for _ in range(2):
+        for a, b in zip(next(plain), next(ahead)):
+            assert same(a, b)
+    ahead.close()
+    assert not multiprocessing.active_children()
 
 
 def test_worlds_differ():

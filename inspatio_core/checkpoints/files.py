@@ -179,8 +179,9 @@ def _load_pickle(path: Path, device: str) -> dict[str, torch.Tensor]:
     """The state dict in a ``torch.save`` file; on device "meta" no tensor is read."""
     import torch
 
-    # torch maps a file only by its name, and takes every name in .safetensors for that format.
-    mapped = _is_plain_zip(path) and path.suffix != ".safetensors"
+    # torch maps a file only by its name, and takes every name in .safetensors for that format. For the header alone
+    # nothing is mapped: a file larger than the memory could not be.
+    mapped = _is_plain_zip(path) and path.suffix != ".safetensors" and device != "meta"
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of pickle dialects; they are read or refused

@@ -252,9 +252,10 @@ def test_headers_and_metadata(tmp_path):
     assert checkpoints.metadata(tmp_path / "p") == {}
 
 
-def test_headers_of_a_pickle_read_no_tensor(tmp_path):
-    """Of a terabyte that is a hole in the file, and would fit no memory; by this name it is not mapped either."""
-    file = tmp_path / "w.safetensors"
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_headers_of_a_pickle_read_no_tensor(tmp_path, name):
+    """Of a terabyte that is a hole in the file, and would fit no memory."""
+    file = tmp_path / name
     large = torch.from_file(str(tmp_path / "hole"), shared=True, size=1 << 39, dtype=torch.bfloat16)
     with torch.serialization.skip_data():
         torch.save({"a": large, "b": torch.zeros(2, 3)}, file)

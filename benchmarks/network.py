@@ -11,13 +11,12 @@ one's (relative root mean square), and peak memory. ``--profile PATH`` prints th
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from machine import describe, write
 
 from inspatio_core.star.attention import choose_backend
 from inspatio_core.star.config import star_config
@@ -144,11 +143,8 @@ def main() -> None:
             print(profiled(rollout, given, workspace))
         del rollout
     if args.json:
-        machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
         asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        report = {"machine": machine, "torch": torch.__version__, "threads": torch.get_num_threads(), **asked}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write({"machine": describe(str(device)), **asked, "rows": rows}, args.json)
 
 
 if __name__ == "__main__":

@@ -187,11 +187,19 @@ class Graph:
 
     def call(self, kind: type, name: str, request=None):
         """Call a service and return its response."""
-        client = self._clients.get(name)
-        if client is None:
+        client, request = self._clients.get(name), request or kind.Request()
+        fresh = client is None
+        if fresh:
             client = self._clients[name] = self.node.create_client(kind, name)
         assert client.wait_for_service(PATIENCE), f"no service {name}"
-        future = client.call_async(request or kind.Request())
+        future = client.call_async(request)
+        if fresh:
+            # Fast DDS drops an answer that is ready before the server has found the client's reader (it waits for a
+            # tenth of a second, which on a busy machine may be too short). Only a client's first call can meet that.
+            deadline = time.monotonic() + 10
+            while not future.done() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            future = future if future.done() else client.call_async(request)
         until(future.done, f"an answer of {name}")
         return future.result()
 

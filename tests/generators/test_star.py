@@ -239,11 +239,13 @@ def test_memory_is_flat_over_two_thousand_frames(folder):
     session, process, resident = world.start(), psutil.Process(), []
     for number in range(1, 501):
         session.step(torch.tensor([[0, 0, 0.1, 0, 0.6, 0]], dtype=torch.float64))
-        if number % 100 == 0:
+        if number % 20 == 0:
             session.wait()
             resident.append(process.memory_info().rss)
     assert int(session.frames_shown[0]) == 2001
-    assert resident[-1] - resident[0] < 16 << 20, resident
+    # The allocator keeps more or less of what was freed: the floor is what tells.
+    early, late = min(resident[3:14]), min(resident[14:])
+    assert late - early < 16 << 20, resident
 
 
 def test_smaller_batches_use_the_room_of_the_largest():

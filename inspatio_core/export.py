@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -17,16 +16,12 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from scipy.spatial.transform import Rotation
 
+from inspatio_core.atomic import beside, replacing
 from inspatio_core.errors import InputError
 from inspatio_core.reference.scene import MILLIMETRE, write_image
 
 MANIFEST = "render.json"
 """The file that marks a folder as written by a render, with the list of what it holds."""
-
-
-def _partial(path: Path) -> Path:
-    """A sibling name no reader picks up by its pattern; the suffix stays, since encoders choose a format by it."""
-    return path.with_name(f".{path.stem}.partial-{uuid.uuid4().hex[:8]}{path.suffix}")
 
 
 @contextmanager
@@ -57,14 +52,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path).absolute()
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give a file name")
-    with _parents(path):
-        partial = _partial(path)
-        try:
-            yield partial
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    with _parents(path), replacing(path) as partial:
+        yield partial
 
 
 def check_replaceable(path: str | Path) -> None:
@@ -98,7 +87,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path).absolute()
     check_replaceable(path)
     with _parents(path):
-        partial, old = _partial(path), _partial(path)
+        partial, old = beside(path), beside(path)
         partial.mkdir()
         try:
             yield partial

@@ -109,7 +109,6 @@ class StarGenerator:
         self._rollouts: dict[tuple[int, int], Rollout] = {}
         self._warm: set[tuple] = set()
         self._workspaces: dict[tuple[int, int, int], dict[int, Workspace]] = {}
-        self._tickets: dict[tuple[int, int, int], Condition] = {}  # whose context lies in a workspace
         self._texts: OrderedDict[tuple[str, ...], TextKV] = OrderedDict()
         config = model.config
         needs = {"reference", "history"}
@@ -257,9 +256,9 @@ class StarGenerator:
         height, width = condition.latents.shape[-2:]
         rollout, parts = self.rollout(height, width), []
         for group, rows in enumerate(self._groups(b)):
-            if self._tickets.get((group, height, width)) is not condition:  # another session's block came in between
-                self._context(condition, group, rows, states)
             workspace = self._workspace(group, rows.stop - rows.start, height, width)
+            if workspace.ticket is not condition:  # another session's block came in between
+                self._context(condition, group, rows, states)
             noise = [n[rows] for n in condition.noise]
             given = (mask[rows], render[rows]) if anchored else (None, None)
             parts.append(rollout.denoise(noise, *given, workspace, condition.text[group]))
@@ -286,12 +285,11 @@ class StarGenerator:
         return [slice(0, batch)] if together else [slice(row, row + 1) for row in range(batch)]
 
     def _workspace(self, group: int, batch: int, height: int, width: int) -> Workspace:
-        """Room for a group: the first rows of the largest that was needed, which all groups of its number share."""
+        """Room for a group: the first rows of the largest that was needed at this place and size."""
         place = (group, height, width)
         whole = self._workspaces.get(place, {})
         if not whole or max(whole) < batch:
             whole = self._workspaces[place] = {batch: self.rollout(height, width).workspace(batch)}
-            self._tickets.pop(place, None)
         if batch not in whole:
             whole[batch] = whole[max(whole)].part(slice(0, batch))
         return whole[batch]
@@ -300,16 +298,16 @@ class StarGenerator:
         latents, before = condition.latents[rows], [state.last for state in states[rows]]
         height, width = latents.shape[-2:]
         workspace = self._workspace(group, len(before), height, width)
-        self._tickets.pop((group, height, width), None)
+        workspace.ticket = None
         last = None if before[0] is None else torch.stack(before)
         rollout, text = self.rollout(height, width), condition.text[group]
         if self.model.device.type == "cuda":  # first and later blocks are captured together, before the first is shown
-            key = (group, len(before), height, width, None if text is None else text.keys.shape[2])
+            key = (workspace.k.data_ptr(), workspace.k.shape, None if text is None else text.keys.shape[2])
             if key not in self._warm:
                 rollout.warm_up(workspace, text)
                 self._warm.add(key)
         rollout.context(latents, last, workspace, text)
-        self._tickets[group, height, width] = condition
+        workspace.ticket = condition
 
     def _text(self, prompts: list[str], groups: int) -> TextKV | None:
         """Keys and values of the prompts of one of several groups, worked out once while there is room for them."""

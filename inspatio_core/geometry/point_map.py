@@ -23,7 +23,6 @@ Points live in preallocated arrays behind an open-addressing hash; nothing grows
 from __future__ import annotations
 
 import math
-import os
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from inspatio_core.atomic import replacing
 from inspatio_core.errors import InputError
 from inspatio_core.geometry import _point_map_numba as kernels
 from inspatio_core.geometry._point_map_numba import (
@@ -613,15 +613,10 @@ def save_points(path: str | Path, points: MapPoints) -> None:
             f"COUNT {' '.join('1' for _ in types)}\n"
             f"WIDTH {count}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {count}\nDATA binary\n"
         )
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        try:
-            with open(partial, "wb") as file:
-                file.write(header.encode("ascii"))
-                file.write(rows.tobytes())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, open(partial, "wb") as file:
+            file.write(header.encode("ascii"))
+            file.write(rows.tobytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import threading
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from inspatio_core import assets
+from inspatio_core.atomic import replacing
 from inspatio_core.errors import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -440,12 +440,8 @@ def fingerprint(path: str | Path) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _digest(rows: Tensor) -> str:

@@ -33,7 +33,6 @@ class Workspace:
     Attributes:
         k, v: [layers, B, 3 n T, N, d] with T tokens a latent frame.
         context: rows at the beginning that hold the context of the block at hand.
-        ticket: whatever its user notes about what the context belongs to; None once that is uncertain.
     """
 
     def __init__(self, layers: int, batch: int, tokens: int, heads: int, head_dim: int, device, dtype: torch.dtype):
@@ -41,7 +40,16 @@ class Workspace:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.context = 0
-        self.ticket: object = None
+        self._notes: dict[str, object] = {"ticket": None}  # of the memory, so parts share it
+
+    @property
+    def ticket(self) -> object:
+        """Whatever its user notes about what the context belongs to; None once that is uncertain."""
+        return self._notes["ticket"]
+
+    @ticket.setter
+    def ticket(self, ticket: object) -> None:
+        self._notes["ticket"] = ticket
 
     @property
     def nbytes(self) -> int:
@@ -49,10 +57,10 @@ class Workspace:
         return self.k.nbytes + self.v.nbytes
 
     def part(self, rows: slice) -> Workspace:
-        """Some slots on the same memory, a workspace with a context count of its own: keep it."""
+        """Some slots on the same memory and with its ticket, but a context count of their own: keep it."""
         part = object.__new__(Workspace)
         part.k, part.v = self.k[:, rows], self.v[:, rows]
-        part.context, part.ticket = self.context, None
+        part.context, part._notes = self.context, self._notes
         return part
 
     def slot(self, row: int) -> Workspace:

@@ -432,13 +432,13 @@ def _generator_options(args: argparse.Namespace):
 
 def _generator(args: argparse.Namespace, options):
     """The generator, ready to run; what it has to say is said even if nothing else shall be."""
-    from inspatio_core.generators import make_generator
-    from inspatio_core.world import World, choose_device
+    from inspatio_core.generators import check_size, make_generator
+    from inspatio_core.world import choose_device
 
     device, size = choose_device(args.device), None if args.size == "auto" else args.size
     generator = make_generator(args.generator, options=options, device=device, size=size)
     if size is not None:
-        World(generator=generator, size=size, device=device)  # refuses a size that the generator does not work at
+        check_size(generator.spec, size)
     for notice in getattr(generator, "notices", ()):
         print(f"inspatio: warning: {notice}", file=sys.stderr, flush=True)
     if args.prompt is not None and args.generator != "geometric" and "text" not in generator.spec.needs:

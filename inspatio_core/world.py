@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inspatio_core.errors import InputError
-from inspatio_core.generators import Generator, GeneratorOptions, check_multiple, make_generator
+from inspatio_core.generators import Generator, GeneratorOptions, check_size, make_generator
 from inspatio_core.reference import Reference
 from inspatio_core.session import Block, Session
 
@@ -109,7 +109,7 @@ class World:
         self.generator = generator
         if auto and generator.spec.size is not None:
             self.size = generator.spec.size
-        self._check_size()
+        check_size(generator.spec, self.size)
         self.fps = float(fps)
         self.memory = memory
         self.map_limit = map_limit
@@ -119,14 +119,6 @@ class World:
         self.keep_anchor = keep_anchor
         self._fitted: dict[int | str, tuple[Reference | str | Path, Reference]] = {}
         self.references = [self.fitted(r) for r in references]
-
-    def _check_size(self) -> None:
-        """InputError where the generator does not work at the world's size."""
-        spec, given = self.generator.spec, "x".join(map(str, self.size))
-        if spec.size not in (None, self.size):
-            able = "x".join(map(str, spec.size))
-            raise InputError(f"size: generator {spec.name} works at {able} only, not {given}")
-        check_multiple(spec.name, self.size, spec.multiple)
 
     def fitted(self, reference: Reference | str | Path) -> Reference:
         """``reference`` opened, and seen at the world's size; the same object each time it is asked for."""

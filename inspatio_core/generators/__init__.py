@@ -168,6 +168,14 @@ def check_multiple(name: str, size: tuple[int, int], multiple: int) -> None:
         raise InputError(f"size: generator {name} works at multiples of {multiple} pixels, not {given}; use {sizes}")
 
 
+def check_size(spec: GeneratorSpec, size: tuple[int, int]) -> None:
+    """InputError where the generator does not work at ``size``, (height, width)."""
+    if spec.size not in (None, size):
+        able, given = ("x".join(map(str, s)) for s in (spec.size, size))
+        raise InputError(f"size: generator {spec.name} works at {able} only, not {given}")
+    check_multiple(spec.name, size, spec.multiple)
+
+
 def make_generator(
     name: str,
     *,

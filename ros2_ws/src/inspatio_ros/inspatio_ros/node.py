@@ -29,7 +29,7 @@ from std_srvs.srv import Trigger
 from tf2_ros import TransformException
 
 from inspatio_core.errors import InputError
-from inspatio_core.generators import make_generator
+from inspatio_core.generators import check_size, make_generator
 from inspatio_core.geometry.motion import Motion
 from inspatio_core.reference import Reference, open_reference
 from inspatio_core.session import Session
@@ -136,7 +136,7 @@ class WorldNode(Node):
         progress("making the generator", 0.0)
         generator = make_generator(s.generator, options=s.options, device=device, size=size)
         if size is not None:
-            World(generator=generator, size=size, device=device)  # refuses a size that the generator does not work at
+            check_size(generator.spec, size)
         self.notices = tuple(getattr(generator, "notices", ()))
         for notice in self.notices:
             self.get_logger().warning(notice)
